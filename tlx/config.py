@@ -1,0 +1,333 @@
+"""The config schema: every field, its default and its meaning, in one place.
+
+A config file (`configs/*.py`) starts from `defaults()` and edits fields; the command line overrides
+them (`--config.train.epochs=3`); `build` turns the result once into frozen dataclasses. Unknown keys
+and wrong types are errors that show the nearest key. Nothing here imports jax.
+
+Conventions: no field is None, unset is 0 or "" or (); a tuple can be given as a comma-separated string;
+a duration is "500" (steps), "2ep" (epochs) or "5%" (of the run).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import hashlib
+import importlib.util
+import json
+import re
+import typing
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+
+from tlx.errors import InputError, InputFileNotFoundError
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    name: str = "resnet18"  # python -m tlx.models lists them
+    weights: str = "none"  # a tag (tv_in1k), a path (.pth, .th, .safetensors), or none: from scratch
+    head: str = "auto"  # auto: keep the file's head when its class names are the data's | keep | new
+    missing_ok: tuple[str, ...] = ()  # parameters the file may lack: a stage's name or a regex
+    dtype: str = "auto"  # compute type: auto (float32 on CPU, bfloat16 elsewhere) | float32 | bfloat16
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    source: str = "digits"  # digits | folder | tfds:NAME | npz
+    root: str = ""  # folder or file of the data; for tfds its data directory
+    train_split: str = "train"  # tfds split expressions, as train[:90%]
+    val_split: str = ""  # "": val_fraction of the training split
+    test_split: str = "test"
+    val_fraction: float = 0.0  # carved from training with the seed, stratified by class
+    test_fraction: float = 0.0  # likewise, where the source has no test or validation split
+    labels_per_class: int = 0  # training examples kept for each class, drawn with the seed; 0: all
+    image_size: int = 0  # pixels; 0: what the weights were trained with
+    resize: int = 0  # pixels, short side before the crop; 0: in the weights' own proportion
+    interpolation: str = ""  # nearest | bilinear | bicubic | lanczos; "": the weights' own
+    mean: tuple[float, ...] = ()  # (): the weights' own
+    std: tuple[float, ...] = ()
+    augment: tuple[str, ...] = ()  # pad_crop:4 | random_crop | random_resized_crop:0.08 | flip
+    on_bad_image: str = "error"  # error | skip (counted in the summary)
+    storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
+    memory_gb: float = 4.0  # auto keeps decoded data in memory up to this size
+    workers: int = 0  # grain worker processes when streaming; 0: threads only
+
+
+@dataclasses.dataclass(frozen=True)
+class TuneConfig:
+    method: str = "full"  # full | head | partial | rules
+    freeze_stages: int = 0  # partial: how many stages, counted from the stem, are frozen
+    rules: tuple[str, ...] = ()  # rules: REGEX=GROUP, first match wins; group frozen is not trained
+    groups: tuple[str, ...] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0
+    batchnorm: str = "auto"  # auto: running statistics where frozen | frozen: everywhere | train: nowhere
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    name: str = "sgd"  # sgd | adamw
+    lr: float = 0.01  # the peak learning rate
+    options: str = ""  # keyword arguments of the optimizer, as b2=0.95,eps=1e-6
+    weight_decay: float = 0.0
+    decay_on: str = "kernels"  # kernels: not on biases and normalisation | all
+    clip_norm: float = 0.0  # global norm of the trainable gradients; 0: no clipping
+    schedule: str = "cosine"  # constant | cosine (to zero) | step
+    warmup: str = "0"  # a duration: linear from zero
+    milestones: tuple[str, ...] = ("50%", "75%")  # step: durations at which the rate is multiplied by gamma
+    gamma: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    epochs: float = 10.0
+    steps: int = 0  # > 0 wins over epochs
+    batch_size: int = 128  # over all devices
+    label_smoothing: float = 0.0
+    log_every: int = 50  # steps
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    every: str = "1ep"  # a duration: how often the validation split is evaluated; "0": only at the end
+    batch_size: int = 0  # 0: as in training
+    metric: str = "accuracy"  # the validation metric by which the best checkpoint is chosen
+    checkpoint: str = "auto"  # mode=evaluate: auto (best where there is one, else last) | best | last
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    every: str = "1ep"  # a duration; "0": only at the end and when interrupted
+    keep_last: int = 2  # beside the best one
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    seed: int = 0
+    task: str = "classification"
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    tune: TuneConfig = TuneConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+
+
+CHOICES = {
+    "model.head": ("auto", "keep", "new"),
+    "model.dtype": ("auto", "float32", "bfloat16"),
+    "data.on_bad_image": ("error", "skip"),
+    "data.storage": ("auto", "memory", "stream"),
+    "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
+    "tune.method": ("full", "head", "partial", "rules"),
+    "tune.batchnorm": ("auto", "frozen", "train"),
+    "optimizer.name": ("sgd", "adamw"),
+    "optimizer.decay_on": ("kernels", "all"),
+    "optimizer.schedule": ("constant", "cosine", "step"),
+    "eval.checkpoint": ("auto", "best", "last"),
+    "task": ("classification",),
+}
+
+# Field -> (smallest, largest) allowed value.
+RANGES = {
+    "seed": (0, 2**32 - 1),
+    "data.val_fraction": (0.0, 0.9),
+    "data.test_fraction": (0.0, 0.9),
+    "data.labels_per_class": (0, 2**31),
+    "data.image_size": (0, 4096),
+    "data.resize": (0, 8192),
+    "data.workers": (0, 256),
+    "tune.freeze_stages": (0, 10_000),
+    "optimizer.lr": (0.0, 1e6),
+    "optimizer.weight_decay": (0.0, 1e6),
+    "optimizer.clip_norm": (0.0, 1e12),
+    "train.epochs": (0.0, 1e9),
+    "train.steps": (0, 2**31),
+    "train.batch_size": (1, 2**24),
+    "train.label_smoothing": (0.0, 0.999),
+    "train.log_every": (1, 2**31),
+    "eval.batch_size": (0, 2**24),
+    "checkpoint.keep_last": (1, 10_000),
+}
+
+# Fields that say where and how often, not what: a resumed run may change them.
+NOT_IDENTITY = frozenset(
+    "data.root data.storage data.memory_gb data.workers train.log_every eval.batch_size eval.checkpoint "
+    "checkpoint.keep_last".split()
+)
+
+_DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ep|epochs?|%|steps?)?\s*")
+
+
+def duration(text: str, *, steps_per_epoch: float, total_steps: int) -> int:
+    """Returns the number of steps that "500", "2ep" or "5%" stands for, rounded to the nearest."""
+    match = _DURATION.fullmatch(text)
+    if not match:
+        raise InputError(f"{text!r} is not a duration: write 500 (steps), 2ep (epochs) or 5%")
+    value, unit = float(match[1]), match[2] or "steps"
+    if unit == "%":
+        return round(value / 100 * total_steps)
+    return round(value * steps_per_epoch) if unit.startswith("ep") else round(value)
+
+
+def fields(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
+    """Returns dotted field name -> (type, default) for every leaf of the schema."""
+    hints = typing.get_type_hints(cls)
+    leaves: dict[str, tuple[Any, Any]] = {}
+    for field in dataclasses.fields(cls):
+        if dataclasses.is_dataclass(hints[field.name]):
+            leaves |= fields(hints[field.name], f"{prefix}{field.name}.")
+        else:
+            leaves[prefix + field.name] = (hints[field.name], field.default)
+    return leaves
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Returns every field at its default as a locked ConfigDict, for `get_config` to edit."""
+    return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Runs the config file's `get_config()` and returns its leaves as dotted name -> value."""
+    path = Path(path)
+    if not path.is_file():
+        nearby = sorted(str(p) for p in path.parent.glob("*.py")) if path.parent.is_dir() else []
+        hint = f"; there are: {', '.join(nearby)}" if nearby else ""
+        raise InputFileNotFoundError(f"no config file {path}{hint}")
+    spec = importlib.util.spec_from_file_location(f"tlx_config_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise InputError(f"{path} is not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+        config = module.get_config()
+    except InputError:
+        raise
+    except Exception as error:
+        what = " ".join(str(error).split())
+        raise InputError(f"{path}: {type(error).__name__}: {what}") from error
+    return flatten(config)
+
+
+def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+    """Returns dotted name -> value for nested mappings."""
+    leaves: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, (Mapping, ml_collections.ConfigDict)):
+            leaves |= flatten(value, f"{prefix}{key}.")
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def build(*layers: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Config:
+    """Returns the frozen config: the defaults, overridden by each layer in turn.
+
+    A layer is nested or dotted; its values have the field's type or are strings to be parsed into it.
+
+    Raises:
+      InputError: an unknown key (with the nearest one), a wrong type, or a value out of range.
+    """
+    schema = fields()
+    values = {name: default for name, (_, default) in schema.items()}
+    for layer in layers:
+        mapping = dataclasses.asdict(layer) if isinstance(layer, Config) else layer
+        for name, value in flatten(mapping).items():
+            if name not in schema:
+                raise InputError(f"unknown config key {name!r}{nearest(name, schema)}")
+            values[name] = _coerce(name, value, schema[name][0])
+    for name, choices in CHOICES.items():
+        if values[name] not in choices:
+            expected = ", ".join(map(repr, choices))
+            raise InputError(
+                f"config.{name} is {values[name]!r}, expected one of {expected}"
+                f"{nearest(str(values[name]), choices)}"
+            )
+    for name, (low, high) in RANGES.items():
+        if not low <= values[name] <= high:
+            raise InputError(f"config.{name} is {values[name]!r}, expected {low} to {high}")
+    for name in ("optimizer.warmup", "eval.every", "checkpoint.every"):
+        duration_check(name, (values[name],))
+    duration_check("optimizer.milestones", values["optimizer.milestones"])
+    return _assemble(Config, values, "")
+
+
+def duration_check(name: str, texts: Iterable[str]) -> None:
+    """Raises InputError, naming the field, where a text is no duration."""
+    for text in texts:
+        if not _DURATION.fullmatch(text):
+            raise InputError(
+                f"config.{name} is {text!r}, expected 500 (steps), 2ep (epochs) or 5% (of the run)"
+            )
+
+
+def to_json(config: Config) -> dict[str, Any]:
+    """Returns the config as nested plain values, as config.json holds them."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def differences(old: Config, new: Config) -> list[str]:
+    """Returns "name: old -> new" for each field that makes these two different runs."""
+    before, after = flatten(dataclasses.asdict(old)), flatten(dataclasses.asdict(new))
+    return [
+        f"{name}: {before[name]!r} -> {after[name]!r}"
+        for name in before
+        if name not in NOT_IDENTITY and before[name] != after[name]
+    ]
+
+
+def digest(config: Config) -> str:
+    """Returns eight hexadecimal digits that identify the run this config describes."""
+    identity = {k: v for k, v in flatten(to_json(config)).items() if k not in NOT_IDENTITY}
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "; did you mean 'x'?" for the closest of the names, or ""."""
+    names = list(names)
+    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    if not found:  # the right leaf in the wrong section is as likely as a typo
+        leaf = name.rsplit(".", 1)[-1]
+        by_leaf = {n.rsplit(".", 1)[-1]: n for n in names}
+        found = [by_leaf[m] for m in difflib.get_close_matches(leaf, by_leaf, n=1, cutoff=0.6)]
+    return f"; did you mean {found[0]!r}?" if found else ""
+
+
+def _assemble(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
+    hints = typing.get_type_hints(cls)
+    arguments = {}
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name
+        nested = dataclasses.is_dataclass(hints[field.name])
+        arguments[field.name] = _assemble(hints[field.name], values, f"{name}.") if nested else values[name]
+    return cls(**arguments)
+
+
+def _coerce(name: str, value: Any, kind: Any) -> Any:
+    if typing.get_origin(kind) is tuple:
+        item = typing.get_args(kind)[0]
+        if isinstance(value, str):
+            value = [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
+        if not isinstance(value, (list, tuple)):
+            raise InputError(f"config.{name} is {value!r}, expected a comma-separated list")
+        return tuple(_coerce(name, part, item) for part in value)
+    try:
+        if kind is bool:
+            if isinstance(value, str) and value.lower() in ("true", "false", "1", "0"):
+                return value.lower() in ("true", "1")
+            if isinstance(value, bool):
+                return value
+        elif isinstance(value, bool):
+            raise ValueError
+        elif kind is int and (isinstance(value, (int, str)) or value == int(value)):
+            return int(value)
+        elif kind is float and isinstance(value, (int, float, str)):
+            return float(value)
+        elif kind is str and isinstance(value, (str, int, float)):
+            return str(value)
+    except (ValueError, TypeError, OverflowError):
+        pass
+    raise InputError(f"config.{name} is {value!r}, expected {kind.__name__}")
