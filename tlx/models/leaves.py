@@ -1,0 +1,69 @@
+"""Between modules and flat dicts: outside models/, a model's values are `path -> array`.
+
+A path is the attribute path joined by dots, as `layer4.0.conv1.kernel`.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+from flax import nnx
+
+from tlx.models.base import Model
+
+Values = dict[str, Any]  # path -> array
+
+
+class Leaf(NamedTuple):
+    """What is known of a value before there is one."""
+
+    shape: tuple[int, ...]
+    dtype: Any
+    init: Any  # draws the value where no file has it: (key, shape, dtype) -> array
+    is_parameter: bool  # differentiable, else a running statistic
+
+
+def leaves(model: Model) -> dict[str, Leaf]:
+    """Returns every parameter and statistic of the (abstract or real) model, from the stem to the head."""
+    found = {}
+    for path, variable in nnx.to_flat_state(nnx.state(model)):
+        value = variable.get_value()
+        is_parameter = isinstance(variable, nnx.Param)
+        init = variable.get_metadata()["init"]
+        found[_join(path)] = Leaf(tuple(value.shape), value.dtype, init, is_parameter)
+    order = {name: index for index, name in enumerate((*model.stages, "head"))}
+    return dict(sorted(found.items(), key=lambda item: order[item[0].split(".", 1)[0]]))
+
+
+def values(model: Model) -> Values:
+    """Returns the model's values."""
+    return {_join(path): v.get_value() for path, v in nnx.to_flat_state(nnx.state(model))}
+
+
+def with_values(model: Model, arrays: Mapping[str, Any]) -> Model:
+    """Returns a new model of the same structure that holds the arrays; all paths must be there."""
+    graphdef, state = nnx.split(model)
+    filled = [(path, v.replace(arrays[_join(path)])) for path, v in nnx.to_flat_state(state)]
+    return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def initial_values(found: Mapping[str, Leaf], paths: Iterable[str], seed: int, sharding: Any = None) -> Values:
+    """Draws the values of the given paths; each depends on its own path and the seed alone."""
+    chosen = {path: found[path] for path in paths}
+    if not chosen:
+        return {}
+
+    def draw(key: jax.Array) -> Values:
+        return {
+            path: leaf.init(jax.random.fold_in(key, zlib.crc32(path.encode())), leaf.shape, leaf.dtype)
+            for path, leaf in chosen.items()
+        }
+
+    return jax.jit(draw, out_shardings=sharding)(jax.random.key(seed))
+
+
+def _join(path: Iterable[Any]) -> str:
+    return ".".join(map(str, path))

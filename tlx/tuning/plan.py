@@ -1,0 +1,192 @@
+"""TuningPlan: one label per parameter, and everything that follows from it.
+
+Ordered rules `(pattern, group)` are matched against parameter paths, the first match wins, and every
+parameter must match; a rule that matches nothing is an error too. From that one label tree follow the leaves
+that are differentiated, the optimizer of each group, weight decay, clipping, BatchNorm's mode, what a checkpoint
+holds, and where the frozen prefix ends. (Rules as in google-research/big_vision's `config.schedule`.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tlx.config import TuneConfig, nearest
+from tlx.errors import InputError
+from tlx.models.leaves import Leaf
+
+FROZEN = "frozen"  # the group that is not trained
+
+Rule = tuple[str, str]  # (a module's path or a regex, group)
+
+
+@dataclasses.dataclass(frozen=True)
+class Group:
+    """How one group of parameters is trained; "" and None mean as the config's `optimizer` says."""
+
+    lr: float = 1.0  # times the learning rate
+    weight_decay: float | None = None
+    optimizer: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class TuningPlan:
+    """The labels and what follows from them; all paths are in the model's order, stem to head."""
+
+    labels: dict[str, str]  # parameter -> group
+    groups: dict[str, Group]  # of the labels in use, without "frozen"
+    trainable: tuple[str, ...]  # parameters that are differentiated
+    statistics: tuple[str, ...]  # running statistics that move
+    frozen: tuple[str, ...]  # parameters and statistics that must not change
+    training_norms: frozenset[str]  # BatchNorm modules that use batch statistics
+    first_trained_stage: int  # stages before it are a constant of the data
+
+    def paths(self, group: str) -> tuple[str, ...]:
+        """Returns the parameters of one group."""
+        return tuple(path for path, label in self.labels.items() if label == group)
+
+
+def make_plan(found: Mapping[str, Leaf], stages: Sequence[str], tune: TuneConfig) -> TuningPlan:
+    """Returns the plan for a model's leaves.
+
+    Raises:
+      InputError: a stage that does not exist, a rule that matches nothing, a parameter that no rule
+        matches, an unknown group, or nothing left to train; names what was available.
+    """
+    parameters = [path for path, leaf in found.items() if leaf.is_parameter]
+    labels = assign(parameters, rules(stages, parameters, tune), strict=tune.method == "rules")
+    used = dict.fromkeys(label for label in labels.values() if label != FROZEN)
+    if not used:
+        raise InputError(f"tune.method={tune.method}: every parameter is frozen, nothing is left to train")
+    norms = [path.removesuffix(".mean") for path in found if path.endswith(".mean")]
+    training_norms = {norm for norm in norms if _trains(norm, labels, tune.batchnorm)}
+    moving = [
+        path
+        for path, leaf in found.items()
+        if not leaf.is_parameter and path.rsplit(".", 1)[0] in training_norms
+    ]
+    trainable = [path for path in parameters if labels[path] != FROZEN]
+    changing = {*trainable, *moving}
+    touched = {path.split(".", 1)[0] for path in changing}
+    first = next((i for i, stage in enumerate(stages) if stage in touched), len(stages))
+    return TuningPlan(
+        labels=labels,
+        groups=_groups(tuple(used), tune.groups),
+        trainable=tuple(trainable),
+        statistics=tuple(moving),
+        frozen=tuple(path for path in found if path not in changing),
+        training_norms=frozenset(training_norms),
+        first_trained_stage=first,
+    )
+
+
+def rules(stages: Sequence[str], parameters: Sequence[str], tune: TuneConfig) -> tuple[Rule, ...]:
+    """Returns the method's rules.
+
+    full: everything; head: the classifier only (linear probe); partial: all but the first
+    `freeze_stages` stages; rules: those of the config.
+    """
+    if tune.method == "rules":
+        if not tune.rules:
+            raise InputError("tune.method=rules needs tune.rules, as 'stem=frozen,layer1=frozen,.*=rest'")
+        parsed = [tuple(part.strip() for part in text.rpartition("=")[::2]) for text in tune.rules]
+        for text, (pattern, group) in zip(tune.rules, parsed, strict=True):
+            if not pattern or not group:
+                raise InputError(f"tune.rules: {text!r} is not PATTERN=GROUP")
+        return tuple((pattern, group) for pattern, group in parsed)
+    if tune.rules:
+        raise InputError(f"tune.rules is given, but tune.method is {tune.method!r}: set tune.method=rules")
+    head = (("head", "head"),)
+    if tune.method == "head":
+        return (*head, (".*", FROZEN))
+    if tune.method == "full":
+        return (*head, (".*", "backbone"))
+    if not 0 <= tune.freeze_stages <= len(stages):
+        raise InputError(
+            f"tune.freeze_stages is {tune.freeze_stages}, the model has {len(stages)} stages: {', '.join(stages)}"
+        )
+    return (*((stage, FROZEN) for stage in stages[: tune.freeze_stages]), *head, (".*", "backbone"))
+
+
+def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) -> dict[str, str]:
+    """Returns parameter -> group by the first rule that matches.
+
+    A pattern matches a path by `re.fullmatch`; a bare module path (`layer4`, `layer4.0`) means its subtree.
+    """
+    compiled = []
+    for pattern, group in ordered:
+        try:
+            compiled.append((pattern, re.compile(pattern), group))
+        except re.error as error:
+            raise InputError(f"tune.rules: {pattern!r} is not a regular expression: {error}") from error
+    labels, hits = {}, dict.fromkeys((pattern for pattern, _ in ordered), 0)
+    for path in parameters:
+        for pattern, regex, group in compiled:
+            if path.startswith(f"{pattern}.") or regex.fullmatch(path):
+                labels[path] = group
+                hits[pattern] += 1
+                break
+        else:
+            raise InputError(f"tune.rules: no rule matches {path}; end with '.*=frozen' or '.*=GROUP'")
+    modules = dict.fromkeys(path.split(".", 1)[0] for path in parameters)
+    for pattern, count in hits.items():
+        if strict and not count:
+            raise InputError(
+                f"tune.rules: {pattern!r} matches no parameter that an earlier rule left"
+                f"{nearest(pattern, modules)} (modules: {', '.join(modules)})"
+            )
+    return labels
+
+
+def _trains(norm: str, labels: Mapping[str, str], mode: str) -> bool:
+    if mode != "auto":
+        return mode == "train"
+    own = [labels[path] for path in (f"{norm}.scale", f"{norm}.bias") if path in labels]
+    return any(label != FROZEN for label in own)
+
+
+def _groups(used: Sequence[str], texts: Sequence[str]) -> dict[str, Group]:
+    fields: dict[str, dict[str, Any]] = {name: {} for name in used}
+    for text in texts:
+        key, _, value = text.partition("=")
+        name, _, field = key.strip().rpartition(".")
+        if name not in fields:
+            raise InputError(
+                f"tune.groups: {text!r} names no group in use{nearest(name, used)} (groups: {', '.join(used)})"
+            )
+        if field == "optimizer":
+            fields[name][field] = value.strip()
+        elif field in ("lr", "weight_decay"):
+            try:
+                number = float(value)
+            except ValueError:
+                number = math.nan
+            if not 0 <= number < math.inf:
+                raise InputError(f"tune.groups: {text!r}: {field} must be a number >= 0")
+            fields[name][field] = number
+        else:
+            raise InputError(f"tune.groups: {text!r}: expected GROUP.lr, GROUP.weight_decay or GROUP.optimizer")
+    return {name: Group(**given) for name, given in fields.items()}
+
+
+def digests(values: Mapping[str, Any], paths: Sequence[str]) -> dict[str, str]:
+    """Returns path -> sha256 of dtype, shape and bytes."""
+    found = {}
+    for path in paths:
+        array = np.ascontiguousarray(values[path])
+        header = f"{array.dtype} {array.shape} ".encode()
+        found[path] = hashlib.sha256(header + array.tobytes()).hexdigest()
+    return found
+
+
+def audit(before: Mapping[str, str], after: Mapping[str, str]) -> None:
+    """Raises RuntimeError where a frozen leaf's hash is not what it was when it was loaded."""
+    changed = [path for path in before if before[path] != after.get(path)]
+    if changed:
+        raise RuntimeError(f"{len(changed)} frozen values changed in training: {', '.join(changed[:8])}")

@@ -1,0 +1,58 @@
+"""The plan as a table, printed before step 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tlx.config import OptimizerConfig
+from tlx.models.leaves import Leaf
+from tlx.tuning.optimizer import group_state_bytes
+from tlx.tuning.plan import FROZEN, TuningPlan
+
+COLUMNS = ("group", "modules", "optimizer", "lr", "decay", "parameters", "arrays", "state", "BatchNorm")
+
+
+def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerConfig) -> str:
+    """Returns one line per group, frozen first, and a line of totals."""
+    rows: list[Sequence[str]] = [COLUMNS]
+    for name in (FROZEN, *plan.groups):
+        paths = plan.paths(name)
+        if not paths:
+            continue
+        modules = " ".join(dict.fromkeys(path.split(".", 1)[0] for path in paths))
+        group = plan.groups.get(name)
+        how = ("-", "-", "-")
+        if group:
+            decay = optimizer.weight_decay if group.weight_decay is None else group.weight_decay
+            how = (group.optimizer or optimizer.name, f"{group.lr * optimizer.lr:g}", f"{decay:g}")
+        state = _bytes(group_state_bytes(plan, optimizer, found, name)) if group else "0 B"
+        size = f"{count_parameters(found, paths):,}"
+        rows.append((name, modules, *how, size, str(len(paths)), state, _norms(plan, paths)))
+    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
+    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    trained = count_parameters(found, plan.trainable)
+    total = count_parameters(found, tuple(plan.labels))
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    lines.append(f"trained: {trained:,} of {total:,} parameters ({100 * trained / total:.1f} %)")
+    return "\n".join(lines)
+
+
+def count_parameters(found: dict[str, Leaf], paths: Sequence[str]) -> int:
+    """Returns the number of scalars in the given leaves."""
+    return sum(math.prod(found[path].shape) for path in paths)
+
+
+def _norms(plan: TuningPlan, paths: Sequence[str]) -> str:
+    norms = {p.rsplit(".", 1)[0] for p in paths if p.endswith(".scale")}
+    training = len(norms & plan.training_norms)
+    parts = [(training, "batch"), (len(norms) - training, "running")]
+    return ", ".join(f"{count} {mode}" for count, mode in parts if count) or "-"
+
+
+def _bytes(count: float) -> str:
+    for unit in ("B", "KB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError

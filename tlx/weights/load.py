@@ -1,0 +1,184 @@
+"""From a tag or a path to a parameter tree: catalog -> fetch -> read -> key table -> checked arrays.
+
+Strict by default. Every source key is used, carried, or named as dropped; every target leaf is filled, or
+named as initialised. Exceptions are made by name only (`missing_ok`, and the head when it is replaced).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tlx import models
+from tlx.errors import InputError, InputFileNotFoundError
+from tlx.models.leaves import Leaf
+from tlx.weights import catalog
+from tlx.weights.fetch import fetch
+from tlx.weights.files import content_hash, read_weights, safetensors_metadata, sha256_of
+from tlx.weights.keymap import Conversion, KeyTable
+from tlx.weights.meta import WeightsMeta
+
+HEAD = re.compile(r"head\..*")
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightsFile:
+    """A file that was read and renamed, but not yet held against a model."""
+
+    path: Path
+    meta: WeightsMeta
+    meta_origin: str  # how the meta was found, for the log
+    table: KeyTable
+    conversion: Conversion
+    content_hash: str
+
+    @property
+    def num_classes(self) -> int:
+        """The width of the file's classifier; 0 where it has none."""
+        kernel = self.conversion.arrays.get("head.kernel")
+        return 0 if kernel is None else kernel.shape[-1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """What a file fills of a model, and what it does not."""
+
+    arrays: dict[str, np.ndarray]  # path -> array
+    fresh: tuple[str, ...]  # paths that no file fills
+    dropped: tuple[str, ...]  # source keys that were not used, by name
+
+
+def open_weights(name: str, weights: str) -> WeightsFile:
+    """Reads the weights file for the model: a tag of the catalog, or a path.
+
+    Raises:
+      InputError: unknown tag, damaged file, checksum mismatch, or weights of another architecture.
+      InputFileNotFoundError: no such file, or it is not here and cannot be downloaded.
+    """
+    path, meta, origin = _locate(name, weights)
+    arrays = read_weights(path)
+    if meta is None:
+        meta, origin = _identify(name, path)
+    if meta.architecture != name:
+        raise InputError(f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}")
+    table = _choose_table(name, path, arrays)
+    return WeightsFile(path, meta, origin, table, table.to_target(arrays), content_hash(arrays))
+
+
+def fill(
+    found: Mapping[str, Leaf], file: WeightsFile, *, missing_ok: Sequence[str] = (), new_head: bool = False
+) -> Loaded:
+    """Holds a file against a model's leaves.
+
+    A pattern of `missing_ok` is a module's path (its whole subtree) or a regex. Where the file lacks a
+    part of what a pattern names, all of it is initialised afresh: half a stage is no pretrained stage.
+
+    Raises:
+      InputError: keys missing or unknown, shapes that differ, a pattern that names nothing.
+    """
+    allowed = [(pattern, _matching(pattern, found)) for pattern in missing_ok]
+    for pattern, paths in allowed:
+        if not paths:
+            tops = ", ".join(dict.fromkeys(path.split(".", 1)[0] for path in found))
+            raise InputError(f"model.missing_ok: {pattern!r} names no parameter (modules: {tops})")
+    arrays = file.conversion.arrays
+    without_head = new_head or "head.kernel" not in found
+    fresh = {path for path in found if HEAD.fullmatch(path)} if new_head else set()
+    missing = [path for path in found if path not in arrays and path not in fresh]
+    for _, paths in allowed:
+        if any(path in paths for path in missing):
+            fresh |= paths
+    missing = [path for path in missing if path not in fresh]
+    if missing:
+        raise InputError(_missing_message(file, missing, len(found)))
+    unknown = [
+        file.conversion.names[path]
+        for path in arrays
+        if path not in found and not (without_head and HEAD.fullmatch(path))
+    ]
+    unknown += file.conversion.unknown
+    if unknown:
+        raise InputError(
+            f"{file.path} has {len(unknown)} keys that {file.meta.architecture} has no place for: "
+            f"{listing(unknown)}"
+        )
+    _check_shapes(found, file, fresh)
+    used = {path: array for path, array in arrays.items() if path in found and path not in fresh}
+    dropped = tuple(name for path, name in file.conversion.names.items() if path not in used)
+    return Loaded(used, tuple(path for path in found if path in fresh), dropped)
+
+
+def listing(names: Iterable[str], limit: int = 24) -> str:
+    """Returns the names in one line, those past the limit counted by their parent module."""
+    names = list(names)
+    if len(names) <= limit:
+        return ", ".join(names)
+    parents: dict[str, int] = {}
+    for name in names:
+        parent = ".".join(name.split(".")[:2])
+        parents[parent] = parents.get(parent, 0) + 1
+    return ", ".join(f"{parent}.* ({count})" for parent, count in parents.items())
+
+
+def _matching(pattern: str, found: Mapping[str, Leaf]) -> set[str]:
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"model.missing_ok: {pattern!r} is not a regular expression: {error}") from error
+    return {path for path in found if path.startswith(f"{pattern}.") or regex.fullmatch(path)}
+
+
+def _missing_message(file: WeightsFile, missing: list[str], total: int) -> str:
+    tops = ",".join(dict.fromkeys(path.split(".", 1)[0] for path in missing))
+    return (
+        f"{file.path} lacks {len(missing)} of the {total} values of {file.meta.architecture}: {listing(missing)}. "
+        f"To initialise them afresh, name them: --config.model.missing_ok={tops}"
+    )
+
+
+def _check_shapes(found: Mapping[str, Leaf], file: WeightsFile, fresh: set[str]) -> None:
+    for path, array in file.conversion.arrays.items():
+        if path in found and path not in fresh and tuple(array.shape) != found[path].shape:
+            raise InputError(
+                f"{file.path}: {file.conversion.names[path]} ({path}) has shape {tuple(array.shape)}, "
+                f"the model expects {found[path].shape}"
+            )
+
+
+def _locate(name: str, weights: str) -> tuple[Path, WeightsMeta | None, str]:
+    looks_like_path = "/" in weights or Path(weights).suffix in (".pth", ".th", ".pt", ".bin", ".safetensors")
+    if looks_like_path or Path(weights).exists():
+        path = Path(weights).expanduser()
+        if not path.exists():
+            raise InputFileNotFoundError(f"no weights file {path}")
+        return path, None, ""
+    meta = catalog.find(name, weights)
+    if meta.source == "builtin":
+        return catalog.BUILTIN / meta.filename, meta, "built in"
+    return fetch(meta.source, filename=meta.filename, sha256=meta.sha256), meta, "catalog"
+
+
+def _identify(name: str, path: Path) -> tuple[WeightsMeta, str]:
+    if stored := safetensors_metadata(path).get("tlx_meta"):
+        return WeightsMeta.from_json(json.loads(stored)), "stored in the file"
+    if known := catalog.identify(path, sha256_of(path)):
+        return known, f"recognised as {known.architecture}.{known.tag}"
+    return models.family(name).default_meta(name), f"default of {name}: the file is not in the catalog"
+
+
+def _choose_table(name: str, path: Path, arrays: Mapping[str, np.ndarray]) -> KeyTable:
+    tables = sorted(models.family(name).key_tables(name), key=lambda table: -table.coverage(arrays))
+    best = tables[0]
+    if 2 * best.coverage(arrays) < len(arrays):
+        raise InputError(
+            f"{path} does not look like {name}: only {best.coverage(arrays)} of its {len(arrays)} keys are known "
+            f"to it (the first are {', '.join(list(arrays)[:3])})"
+        )
+    if len(tables) > 1 and tables[1].coverage(arrays) == best.coverage(arrays):
+        raise InputError(f"{path}: its keys fit {best.name} and {tables[1].name} equally well")
+    return best
