@@ -1,0 +1,175 @@
+"""From examples to batches `{inputs, targets, weight, index}` of fixed shape.
+
+Training follows the sequence of `tlx.data.order`; evaluation goes once through a split and pads its last batch
+with rows of weight 0. Data that fits is decoded once into memory; the rest is decoded by grain as it is needed. Both give the
+same batches.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+
+from tlx.config import DataConfig
+from tlx.data.order import indices
+from tlx.data.preprocess import canvas
+from tlx.data.source import Examples
+from tlx.weights.meta import ImagePreprocess
+
+Batch = dict[str, np.ndarray]
+
+
+class Rows(Protocol):
+    """Fixed-size inputs by example index."""
+
+    def __call__(self, index: np.ndarray) -> np.ndarray:
+        """Maps int [B] to uint8 [B, S, S, 3]."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split, ready to be batched: its examples as uint8 canvases of one size."""
+
+    examples: Examples
+    preprocess: ImagePreprocess
+    size: int  # pixels, side of the canvas
+    in_memory: np.ndarray | None  # uint8 [N, S, S, 3], or None: decoded as needed
+    workers: int = 0
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def rows(self, index: np.ndarray) -> np.ndarray:
+        """Maps int [B] to uint8 [B, S, S, 3]."""
+        if self.in_memory is not None:
+            return self.in_memory[index]
+        return np.stack([self.row(int(i)) for i in index])
+
+    def row(self, index: int) -> np.ndarray:
+        """Decodes one example: uint8 [S, S, 3]."""
+        return canvas(self.examples.image(index), self.preprocess, size=self.size)
+
+    @property
+    def fingerprint(self) -> str:
+        """Identifies the inputs: the examples and how they are cut."""
+        what = [self.examples.fingerprint, dataclasses.asdict(self.preprocess), self.size]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def make_split(
+    examples: Examples, preprocess: ImagePreprocess, config: DataConfig, *, size: int | None = None
+) -> Split:
+    """Decodes the examples into memory where the config allows, else prepares to stream them.
+
+    Args:
+      size: side of the canvas in pixels; None: the network's input size.
+    """
+    size = size or preprocess.size
+    count = len(examples) * size * size * 3
+    keep = config.storage == "memory" or (config.storage == "auto" and count <= config.memory_gb * 2**30)
+    split = Split(examples, preprocess, size, None, config.workers)
+    return dataclasses.replace(split, in_memory=_decode_all(split)) if keep else split
+
+
+def training_batches(split: Split, *, seed: int, batch_size: int, start: int) -> Iterator[Batch]:
+    """Yields batch `start`, `start + 1`, ... of the endless sequence."""
+
+    def index_of(step: int) -> np.ndarray:
+        return indices(seed, step * batch_size, batch_size, len(split))
+
+    return _batches(split, index_of, batch_size, start, None)
+
+
+def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
+    """Yields every example once, in order, the last batch padded with weight 0."""
+    steps = -(-len(split) // batch_size)
+
+    def index_of(step: int) -> np.ndarray:
+        return np.arange(step * batch_size, min((step + 1) * batch_size, len(split)))
+
+    return _batches(split, index_of, batch_size, 0, steps)
+
+
+def _batches(
+    split: Split, index_of: Callable[[int], np.ndarray], batch_size: int, start: int, stop: int | None
+) -> Iterator[Batch]:
+    if split.in_memory is None:
+        yield from _streamed(split, index_of, batch_size, start, stop)
+        return
+    step = start
+    while stop is None or step < stop:
+        index = index_of(step)
+        yield _batch(split, index, split.rows(index), batch_size)
+        step += 1
+
+
+def _batch(split: Split, index: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
+    padding = batch_size - len(index)
+    batch = {
+        "inputs": rows,
+        "targets": split.examples.labels[index].astype(np.int32),
+        "weight": np.ones(len(index), np.float32),
+        "index": index.astype(np.int32),
+    }
+    if padding:
+        batch = {k: np.concatenate([v, np.zeros((padding, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+    return batch
+
+
+def _decode_all(split: Split) -> np.ndarray:
+    rows = np.empty((len(split), split.size, split.size, 3), np.uint8)
+
+    def decode(index: int) -> None:
+        rows[index] = split.row(index)
+
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        for _ in pool.map(decode, range(len(split)), chunksize=64):
+            pass
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _StreamedRows:
+    """What grain reads from: entry p is row `p % batch_size` of batch `p // batch_size`."""
+
+    split: Split
+    index_of: Callable[[int], np.ndarray]
+    batch_size: int
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: Any) -> tuple[np.int64, np.ndarray]:
+        step, offset = divmod(int(position), self.batch_size)
+        index = self.index_of(step)[offset]
+        return index, self.split.row(int(index))
+
+
+def _streamed(
+    split: Split, index_of: Callable[[int], np.ndarray], batch_size: int, start: int, stop: int | None
+) -> Iterator[Batch]:
+    import grain
+
+    length = len(split) if stop is not None else 2**40
+    source = _StreamedRows(split, index_of, batch_size, length)
+    dataset = grain.MapDataset.source(source)[start * batch_size :]
+    # Threads decode ahead; PIL releases the interpreter's lock.
+    threads = grain.ReadOptions(num_threads=max(os.cpu_count() or 1, 2), prefetch_buffer_size=2 * batch_size)
+    stream = dataset.to_iter_dataset(threads).batch(batch_size, drop_remainder=False)
+    if split.workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # grain's worker processes insist on it
+        stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=split.workers))
+    for index, rows in stream:
+        yield _batch(split, np.asarray(index), np.asarray(rows), batch_size)

@@ -1,0 +1,139 @@
+"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate] [--config.FIELD=VALUE ...]
+
+Exit codes: 0 done; 2 the input is wrong (one line says what); 75 interrupted, the same command goes on; 1 a bug.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from tlx import config as config_lib
+from tlx.config import Config
+from tlx.errors import InputError
+from tlx.workdir import Workdir, default_path
+
+DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
+
+MODES = ("train", "evaluate")
+
+HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".join(MODES)}] [--config.FIELD=VALUE ...]
+
+  --config=FILE         a Python file with get_config(), as configs/digits.py
+  --config.FIELD=VALUE  overrides a field, as --config.train.epochs=3
+  --workdir=DIR         where checkpoints, metrics and the report go; runs/<config>-<hash> if not given
+  --mode=MODE           train (the default; the same command again resumes), or evaluate: the
+                        checkpoint in the workdir, or the pretrained network as it is
+  --fields              lists the config's fields and their defaults
+"""
+
+
+def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
+    """Returns the flags, and the overrides of config fields.
+
+    Raises:
+      InputError: an unknown flag, a missing value, or a word that is no flag.
+    """
+    flags: dict[str, str] = {}
+    overrides: dict[str, str] = {}
+    rest = list(arguments)
+    while rest:
+        word = rest.pop(0)
+        name, equals, value = word.partition("=")
+        name = "--" + name.lstrip("-") if name.startswith("-") else name
+        if name in ("--help", "--h", "--fields"):
+            flags[name] = "1"
+            continue
+        known = name in ("--config", "--workdir", "--mode") or name.startswith("--config.")
+        if not known:
+            hint = config_lib.nearest(name, ("--config", "--workdir", "--mode", "--help"))
+            raise InputError(f"unknown argument {word!r}{hint} (python -m tlx.main --help)")
+        if not equals:
+            if not rest or rest[0].startswith("--"):
+                raise InputError(f"{name} needs a value: {name}=VALUE")
+            value = rest.pop(0)
+        if name.startswith("--config."):
+            overrides[name.removeprefix("--config.")] = value
+        else:
+            flags[name] = value
+    return flags, overrides
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command line and returns the exit code."""
+    try:
+        return _main(arguments)
+    except InputError as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return _complain(f"no space left on the disk ({error.filename or 'while writing'})")
+        if error.errno in (errno.EACCES, errno.EROFS):
+            return _complain(f"cannot write {error.filename}: {error.strerror}")
+        traceback.print_exc()
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return INTERRUPTED
+    except Exception:
+        traceback.print_exc()
+    return FAILED
+
+
+def _main(arguments: Sequence[str]) -> int:
+    flags, overrides = parse(arguments)
+    if "--help" in flags or "--h" in flags:
+        print(HELP, end="")
+        return DONE
+    if "--fields" in flags:
+        for name, (_, default) in config_lib.fields().items():
+            print(f"--config.{name}={','.join(map(str, default)) if isinstance(default, tuple) else default}")
+        return DONE
+    mode = flags.get("--mode", "train")
+    if mode not in MODES:
+        raise InputError(f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}")
+    config, workdir = _config_and_workdir(flags, overrides)
+    if mode == "train":
+        workdir.check(config)
+
+    # Only now the heavy imports: whatever is wrong above is said at once.
+    from tlx import run
+    from tlx.training.loop import Interrupted
+
+    command = "python -m tlx.main " + shlex.join(arguments)
+    try:
+        if mode == "train":
+            run.finetune(config, workdir.path, command=command)
+        else:
+            run.evaluate(config, workdir.path)
+    except Interrupted as stop:
+        print(f"{stop}; saved to {workdir.path}. The same command goes on from there:\n  {command}", flush=True)
+        return INTERRUPTED
+    return DONE
+
+
+def _config_and_workdir(flags: dict[str, str], overrides: dict[str, Any]) -> tuple[Config, Workdir]:
+    if "--config" in flags:
+        config = config_lib.build(config_lib.load(flags["--config"]), overrides)
+        name = Path(flags["--config"]).stem
+    elif "--workdir" in flags:  # the run that is there
+        config = config_lib.build(Workdir(Path(flags["--workdir"])).read_config(), overrides)
+        name = ""
+    else:
+        raise InputError("--config=FILE is missing, as --config=configs/digits.py (python -m tlx.main --help)")
+    path = Path(flags["--workdir"]) if "--workdir" in flags else default_path(config, name)
+    return config, Workdir(path)
+
+
+def _complain(text: str) -> int:
+    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,107 @@
+"""The jitted functions of a run: one training step, one evaluation step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from tlx.data.augment import Augmentation
+from tlx.data.preprocess import normalize
+from tlx.models.base import Model
+from tlx.models.layers import BatchNorm
+from tlx.models.leaves import Values, values, with_values
+from tlx.tasks import classification
+from tlx.training.mesh import replicated, split_batch
+from tlx.training.state import TrainState
+from tlx.tuning.plan import TuningPlan
+
+Metrics = dict[str, jax.Array]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+EvalStep = Callable[..., dict[str, jax.Array]]
+
+
+def training_model(model: Model, plan: TuningPlan, dtype: str) -> Model:
+    """Returns the (abstract) model with each BatchNorm in the mode that the plan gives it."""
+    copy = nnx.merge(*nnx.split(model))
+    copy.dtype = dtype
+    for path, module in nnx.iter_modules(copy):
+        if isinstance(module, BatchNorm):
+            module.use_running_average = ".".join(map(str, path)) not in plan.training_norms
+    return copy
+
+
+def inference_model(model: Model, dtype: str) -> Model:
+    """Returns the (abstract) model with the compute type set and every BatchNorm on running statistics."""
+    copy = nnx.merge(*nnx.split(model))
+    copy.dtype = dtype
+    return copy
+
+
+def make_train_step(
+    model: Model,
+    plan: TuningPlan,
+    optimizer: optax.GradientTransformation,
+    augmentation: Augmentation,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    label_smoothing: float,
+    seed: int,
+) -> TrainStep:
+    """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
+
+    Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
+    `fold_in(seed, step)`. Metrics: loss and accuracy of the batch, gradient norm of the trainable leaves.
+    """
+    forward = training_model(model, plan, dtype)
+    preprocess = model.meta.preprocess
+
+    def train_step(state: TrainState, frozen: Values, batch: Any, step: jax.Array) -> Any:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        images = normalize(augmentation(key, batch["inputs"]), preprocess)
+
+        def loss_fn(trainable: Values) -> Any:
+            network = with_values(forward, {**frozen, **state.statistics, **trainable})
+            logits = network(images)
+            loss = classification.loss(
+                logits, batch["targets"], batch["weight"], label_smoothing=label_smoothing
+            )
+            moved = values(network)
+            return loss, (logits, {path: moved[path] for path in state.statistics})
+
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+        trainable = optax.apply_updates(state.trainable, updates)
+        metrics = {
+            "loss": loss,
+            "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == batch["targets"], dtype=jnp.float32),
+            "grad_norm": optax.tree.norm(gradients),
+        }
+        return TrainState(trainable, statistics, optimizer_state), metrics
+
+    whole, rows = replicated(mesh), split_batch(mesh)
+    return jax.jit(
+        train_step,
+        in_shardings=(whole, whole, rows, whole),
+        out_shardings=(whole, whole),
+        donate_argnums=0,
+    )
+
+
+def make_eval_step(model: Model, mesh: Mesh, *, dtype: str) -> EvalStep:
+    """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B] on every device."""
+    forward = inference_model(model, dtype)
+    preprocess = model.meta.preprocess
+
+    def eval_step(state: Values, batch: Any) -> dict[str, jax.Array]:
+        logits = with_values(forward, state)(normalize(batch["inputs"], preprocess))
+        return classification.outcomes(logits, batch["targets"])
+
+    whole, rows = replicated(mesh), split_batch(mesh)
+    return jax.jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)
