@@ -1,0 +1,223 @@
+"""Where examples come from: one random-access interface, and the splits a run uses.
+
+Which split is what: `train` is fitted; `val` is what selection (best checkpoint, patience) may look
+at; `test` is held out and only reported. Nothing is ever selected on `test`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+
+from tlx.config import DataConfig, nearest
+from tlx.data.split import Subset, few_per_class, stratified
+from tlx.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+DEFAULT_TEST_FRACTION = 0.2
+
+
+class Examples(Protocol):
+    """Random access to the labelled pictures of one split. Implementations can be pickled."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int32 [N], known without decoding a picture."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Hexadecimal digits that identify names, sizes and labels, not where they are stored."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def image(self, index: int) -> Image.Image:
+        """Returns the picture as RGB, upright; InputError, naming it, where it is broken."""
+        ...
+
+    def name(self, index: int) -> str:
+        """Returns what a report calls the example: a path, or `test[17]`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """The examples a run uses; `val` and `test` are None where there are none."""
+
+    train: Examples
+    val: Examples | None = None
+    test: Examples | None = None
+    notes: tuple[
+        str, ...
+    ] = ()  # what the user should be told once: files passed over, defaults used
+    skipped: tuple[str, ...] = ()  # broken pictures left out, with the reason (on_bad_image=skip)
+
+    def given(self) -> dict[str, Examples]:
+        """Returns the splits that exist, by name."""
+        named = {"train": self.train, "val": self.val, "test": self.test}
+        return {name: examples for name, examples in named.items() if examples is not None}
+
+
+def load_splits(config: DataConfig, seed: int) -> Splits:
+    """Opens `config.source` and arranges its examples as training, validation and test.
+
+    A split that the source has is used. A missing test split is carved from training with
+    `test_fraction`, a missing validation split with `val_fraction`, both stratified by class and
+    drawn with the seed. `labels_per_class` is the whole budget of labels: it is applied before
+    `val_fraction`; for the source `digits` everything it does not keep is test.
+
+    Raises:
+      InputError: unknown source, broken or inconsistent data, labels out of range, a split left
+        empty.
+    """
+    kind, _, name = config.source.partition(":")
+    sources = _sources()
+    if kind not in sources:
+        raise InputError(
+            f"config.data.source is {config.source!r}, expected one of digits, folder, npz, "
+            "tfds:NAME"
+            f"{nearest(kind, sources)}"
+        )
+    if kind != "tfds":
+        _refuse_tfds_fields(config, name)
+    splits = sources[kind](config, name)
+    _check_labels(splits)
+    if config.on_bad_image == "skip":
+        splits = _without_broken(splits)
+    splits = _arrange(splits, config, seed, rest_is_test=kind == "digits")
+    for split, examples in splits.given().items():
+        if not len(examples):
+            raise InputError(f"data source {config.source}: the {split} split has no examples")
+    return splits
+
+
+def _sources() -> dict[str, Callable[[DataConfig, str], Splits]]:
+    # Imported here, because each of these modules needs Splits.
+    from tlx.data import digits, folder, npz, tfds
+
+    return {
+        "digits": digits.load,
+        "folder": folder.load,
+        "npz": npz.load,
+        "tfds": tfds.load,
+    }
+
+
+def _refuse_tfds_fields(config: DataConfig, name: str) -> None:
+    if name:
+        raise InputError(
+            f"config.data.source is {config.source!r}: only tfds takes a name after the colon; "
+            "the folder or file goes into config.data.root"
+        )
+    for field in ("train_split", "val_split", "test_split"):
+        if getattr(config, field) != getattr(DataConfig(), field):
+            raise InputError(
+                f"config.data.{field} is {getattr(config, field)!r}, but only tfds sources have "
+                f"split expressions, not {config.source!r}"
+            )
+
+
+def _check_labels(splits: Splits) -> None:
+    names = splits.train.class_names
+    if len(names) < 2:
+        raise InputError(
+            f"the data has {len(names)} class(es) {list(names)}; at least 2 are needed"
+        )
+    for split, examples in splits.given().items():
+        if examples.class_names != names:
+            raise InputError(f"the {split} split's class names differ from the training split's")
+        wrong = np.flatnonzero((examples.labels < 0) | (examples.labels >= len(names)))
+        if len(wrong):
+            raise InputError(
+                f"{examples.name(int(wrong[0]))}: label {examples.labels[wrong[0]]} is outside "
+                f"0..{len(names) - 1} ({len(names)} classes); {len(wrong)} example(s) of the "
+                f"{split} "
+                "split are"
+            )
+
+
+def _arrange(splits: Splits, config: DataConfig, seed: int, *, rest_is_test: bool) -> Splits:
+    train, val, test = splits.train, splits.val, splits.test
+    notes = list(splits.notes)
+    few = config.labels_per_class
+    if few and rest_is_test:
+        kept, rest = few_per_class(train.labels, few, train.class_names, seed=seed)
+        if config.test_fraction:
+            notes.append("data.test_fraction is not used: labels_per_class leaves the rest as test")
+        train, test = Subset(train, kept), Subset(train, rest)
+    elif test is None:
+        fraction = config.test_fraction or DEFAULT_TEST_FRACTION
+        train, test = _carve(train, fraction, seed, "test")
+        notes.append(
+            f"no test split given: {len(test)} examples ({fraction:g} of the data) are held out as "
+            f"test, stratified by class, seed {seed}"
+        )
+    elif config.test_fraction:
+        notes.append("data.test_fraction is not used: the data has a test split")
+    if few and not rest_is_test:
+        kept, _ = few_per_class(train.labels, few, train.class_names, seed=seed)
+        train = Subset(train, kept)
+    if val is None and config.val_fraction:
+        train, val = _carve(train, config.val_fraction, seed, "val")
+    elif config.val_fraction:
+        notes.append("data.val_fraction is not used: the data has a validation split")
+    missing = sorted(set(range(len(train.class_names))) - set(train.labels.tolist()))
+    if missing:
+        shown = ", ".join(repr(train.class_names[label]) for label in missing[:10])
+        notes.append(f"{len(missing)} class(es) have no training example: {shown}")
+    return dataclasses.replace(splits, train=train, val=val, test=test, notes=tuple(notes))
+
+
+def _carve(examples: Examples, fraction: float, seed: int, purpose: str) -> tuple[Subset, Subset]:
+    kept, held = stratified(examples.labels, fraction, seed=seed, purpose=purpose)
+    if not len(held):
+        raise InputError(
+            f"config.data.{purpose}_fraction={fraction:g} of {len(examples)} training examples in "
+            f"{len(examples.class_names)} classes leaves nothing for {purpose} (every class keeps "
+            "an "
+            "example to train on); give a larger fraction or more examples"
+        )
+    return Subset(examples, kept), Subset(examples, held)
+
+
+def _without_broken(splits: Splits) -> Splits:
+    skipped: list[str] = []
+    good: dict[str, Examples] = {}
+    for split, examples in splits.given().items():
+        reasons = broken_images(examples)
+        skipped += reasons.values()
+        keep = np.setdiff1d(np.arange(len(examples)), list(reasons))
+        lost = sorted(set(examples.labels.tolist()) - set(examples.labels[keep].tolist()))
+        if lost:
+            raise InputError(
+                f"every picture of class {examples.class_names[lost[0]]!r} in the {split} split is "
+                f"broken, the first: {next(iter(reasons.values()))}"
+            )
+        good[split] = Subset(examples, keep) if reasons else examples
+    return Splits(good["train"], good.get("val"), good.get("test"), splits.notes, tuple(skipped))
+
+
+def broken_images(examples: Examples) -> dict[int, str]:
+    """Decodes every picture, in threads, and returns index -> what is wrong for those that fail."""
+
+    def problem(index: int) -> str:
+        try:
+            examples.image(index)
+        except InputError as error:
+            return str(error)
+        return ""
+
+    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        problems = list(pool.map(problem, range(len(examples))))
+    return {index: text for index, text in enumerate(problems) if text}
