@@ -29,10 +29,16 @@ from tlx.errors import InputError, InputFileNotFoundError
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     name: str = "resnet18"  # python -m tlx.models lists them
-    weights: str = "none"  # a tag (tv_in1k), a path (.pth, .th, .safetensors), or none: from scratch
-    head: str = "auto"  # auto: keep the file's head when its class names are the data's | keep | new
+    weights: str = (
+        "none"  # a tag (tv_in1k), a path (.pth, .th, .safetensors), or none: from scratch
+    )
+    head: str = (
+        "auto"  # auto: keep the file's head when its class names are the data's | keep | new
+    )
     missing_ok: tuple[str, ...] = ()  # parameters the file may lack: a stage's name or a regex
-    dtype: str = "auto"  # compute type: auto (float32 on CPU, bfloat16 elsewhere) | float32 | bfloat16
+    dtype: str = (
+        "auto"  # compute type: auto (float32 on CPU, bfloat16 elsewhere) | float32 | bfloat16
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +68,12 @@ class TuneConfig:
     method: str = "full"  # full | head | partial | rules
     freeze_stages: int = 0  # partial: how many stages, counted from the stem, are frozen
     rules: tuple[str, ...] = ()  # rules: REGEX=GROUP, first match wins; group frozen is not trained
-    groups: tuple[str, ...] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0
-    batchnorm: str = "auto"  # auto: running statistics where frozen | frozen: everywhere | train: nowhere
+    groups: tuple[
+        str, ...
+    ] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0
+    batchnorm: str = (
+        "auto"  # auto: running statistics where frozen | frozen: everywhere | train: nowhere
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +86,10 @@ class OptimizerConfig:
     clip_norm: float = 0.0  # global norm of the trainable gradients; 0: no clipping
     schedule: str = "cosine"  # constant | cosine (to zero) | step
     warmup: str = "0"  # a duration: linear from zero
-    milestones: tuple[str, ...] = ("50%", "75%")  # step: durations at which the rate is multiplied by gamma
+    milestones: tuple[str, ...] = (
+        "50%",
+        "75%",
+    )  # step: durations at which the rate is multiplied by gamma
     gamma: float = 0.1
 
 
@@ -91,10 +104,14 @@ class TrainConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EvalConfig:
-    every: str = "1ep"  # a duration: how often the validation split is evaluated; "0": only at the end
+    every: str = (
+        "1ep"  # a duration: how often the validation split is evaluated; "0": only at the end
+    )
     batch_size: int = 0  # 0: as in training
     metric: str = "accuracy"  # the validation metric by which the best checkpoint is chosen
-    checkpoint: str = "auto"  # mode=evaluate: auto (best where there is one, else last) | best | last
+    checkpoint: str = (
+        "auto"  # mode=evaluate: auto (best where there is one, else last) | best | last
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -212,7 +229,9 @@ def load(path: str | Path) -> dict[str, Any]:
     return flatten(config)
 
 
-def flatten(config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = "") -> dict[str, Any]:
+def flatten(
+    config: Mapping[str, Any] | ml_collections.ConfigDict, prefix: str = ""
+) -> dict[str, Any]:
     """Returns dotted name -> value for nested mappings."""
     leaves: dict[str, Any] = {}
     for key, value in config.items():
@@ -302,7 +321,9 @@ def _assemble(cls: type, values: Mapping[str, Any], prefix: str) -> Any:
     for field in dataclasses.fields(cls):
         name = prefix + field.name
         nested = dataclasses.is_dataclass(hints[field.name])
-        arguments[field.name] = _assemble(hints[field.name], values, f"{name}.") if nested else values[name]
+        arguments[field.name] = (
+            _assemble(hints[field.name], values, f"{name}.") if nested else values[name]
+        )
     return cls(**arguments)
 
 
@@ -310,7 +331,9 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
     if typing.get_origin(kind) is tuple:
         item = typing.get_args(kind)[0]
         if isinstance(value, str):
-            value = [part.strip() for part in value.strip("()[] ").split(",") if part.strip()]
+            text = value.strip()
+            text = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
+            value = [part.strip() for part in text.split(",") if part.strip()]
         if not isinstance(value, (list, tuple)):
             raise InputError(f"config.{name} is {value!r}, expected a comma-separated list")
         return tuple(_coerce(name, part, item) for part in value)

@@ -92,11 +92,15 @@ def _main(arguments: Sequence[str]) -> int:
         return DONE
     if "--fields" in flags:
         for name, (_, default) in config_lib.fields().items():
-            print(f"--config.{name}={','.join(map(str, default)) if isinstance(default, tuple) else default}")
+            print(
+                f"--config.{name}={','.join(map(str, default)) if isinstance(default, tuple) else default}"
+            )
         return DONE
     mode = flags.get("--mode", "train")
     if mode not in MODES:
-        raise InputError(f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}")
+        raise InputError(
+            f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}"
+        )
     config, workdir = _config_and_workdir(flags, overrides)
     if mode == "train":
         workdir.check(config)
@@ -112,7 +116,10 @@ def _main(arguments: Sequence[str]) -> int:
         else:
             run.evaluate(config, workdir.path)
     except Interrupted as stop:
-        print(f"{stop}; saved to {workdir.path}. The same command goes on from there:\n  {command}", flush=True)
+        print(
+            f"{stop}; saved to {workdir.path}. The same command goes on from there:\n  {command}",
+            flush=True,
+        )
         return INTERRUPTED
     return DONE
 
@@ -125,7 +132,9 @@ def _config_and_workdir(flags: dict[str, str], overrides: dict[str, Any]) -> tup
         config = config_lib.build(Workdir(Path(flags["--workdir"])).read_config(), overrides)
         name = ""
     else:
-        raise InputError("--config=FILE is missing, as --config=configs/digits.py (python -m tlx.main --help)")
+        raise InputError(
+            "--config=FILE is missing, as --config=configs/digits.py (python -m tlx.main --help)"
+        )
     path = Path(flags["--workdir"]) if "--workdir" in flags else default_path(config, name)
     return config, Workdir(path)
 

@@ -41,13 +41,17 @@ class Source:
             path: jax.device_put(np.ascontiguousarray(array, found[path].dtype), sharding)
             for path, array in loaded.items()
         }
-        fresh = initial_values(found, [path for path in found if path not in placed], seed, sharding)
+        fresh = initial_values(
+            found, [path for path in found if path not in placed], seed, sharding
+        )
         return {path: placed[path] if path in placed else fresh[path] for path in found}
 
     def describe(self) -> list[str]:
         """Returns lines for the log: what was loaded, dropped and initialised, by name."""
         if self.file is None or self.loaded is None:
-            return [f"{self.model.meta.architecture}: all {len(self.leaves)} values drawn from the seed"]
+            return [
+                f"{self.model.meta.architecture}: all {len(self.leaves)} values drawn from the seed"
+            ]
         lines = [
             f"weights: {self.file.path} ({self.file.meta_origin}; {self.file.table.name} names, "
             f"content sha256 {self.file.content_hash[:16]}): {len(self.loaded.arrays)} values loaded"
@@ -130,7 +134,11 @@ def create_model(
     file = open_weights(name, str(weights)) if weights not in (None, "none") else None
     new = num_classes is not None and file is not None and num_classes not in (0, file.num_classes)
     found = source(
-        name, file=file, num_classes=num_classes, head="new" if new else "auto", missing_ok=missing_ok
+        name,
+        file=file,
+        num_classes=num_classes,
+        head="new" if new else "auto",
+        missing_ok=missing_ok,
     )
     model = with_values(found.model, found.place(seed))
     model.dtype = dtype

@@ -91,7 +91,9 @@ class Setup:
         if examples is None:
             return None
         size = self.augmentation.canvas if name == "train" else None
-        return pipeline.make_split(examples, self.model.meta.preprocess, self.config.data, size=size)
+        return pipeline.make_split(
+            examples, self.model.meta.preprocess, self.config.data, size=size
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +123,9 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     folder = Workdir(Path(workdir))
     folder.check(config)
     if summary := folder.read_summary():
-        _say(f"{folder.path}: this run is complete ({summary['steps']} steps); see {folder.path}/report.md")
+        _say(
+            f"{folder.path}: this run is complete ({summary['steps']} steps); see {folder.path}/report.md"
+        )
         return summary
     setup = prepare(config)
     tuning = prepare_tuning(setup)
@@ -167,7 +171,9 @@ def evaluate(config: AnyConfig, workdir: str | Path) -> dict[str, Any]:
     name = "test" if setup.splits.test is not None else "val"
     split = setup.split(name)
     if split is None:
-        raise InputError("the data has neither a test nor a validation split: set data.test_fraction")
+        raise InputError(
+            "the data has neither a test nor a validation split: set data.test_fraction"
+        )
     found = setup.evaluate(split, values)
     summary = _facts(setup, "evaluate") | {
         "steps": step,
@@ -207,7 +213,11 @@ def prepare(config: Config) -> Setup:
     check_batch_size("train.batch_size", config.train.batch_size, mesh)
     check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
     splits = load_splits(config.data, config.seed)
-    file = open_weights(config.model.name, config.model.weights) if config.model.weights != "none" else None
+    file = (
+        open_weights(config.model.name, config.model.weights)
+        if config.model.weights != "none"
+        else None
+    )
     own = file.meta if file else module.default_meta(config.model.name)
     resolved = preprocess.resolve(own.preprocess, config.data)
     source = pretrained.source(
@@ -239,7 +249,9 @@ def prepare_tuning(setup: Setup) -> Tuning:
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
-        raise InputError("nothing to do: train.epochs and train.steps are both 0 (--mode=evaluate evaluates)")
+        raise InputError(
+            "nothing to do: train.epochs and train.steps are both 0 (--mode=evaluate evaluates)"
+        )
     schedule = make_schedule(config.optimizer, total_steps=total, steps_per_epoch=steps_per_epoch)
     optimizer = make_optimizer(plan, config.optimizer, schedule)
     return Tuning(plan, schedule, optimizer, steps_per_epoch, total)
@@ -368,8 +380,12 @@ def _restore_values(folder: Workdir, config: Config, model: Model) -> tuple[Valu
     """Reads a workdir's values for inference, and the step they are of."""
     sharding = replicated(make_mesh())
     plan = make_plan(leaves(model), model.stages, config.tune)
-    schedule = make_schedule(dataclasses.replace(config.optimizer, warmup="0"), total_steps=1, steps_per_epoch=1)
-    shapes = _abstract_state(model, plan, make_optimizer(plan, config.optimizer, schedule), sharding)
+    schedule = make_schedule(
+        dataclasses.replace(config.optimizer, warmup="0"), total_steps=1, steps_per_epoch=1
+    )
+    shapes = _abstract_state(
+        model, plan, make_optimizer(plan, config.optimizer, schedule), sharding
+    )
     checkpoints = checkpoint.Checkpoints(folder.path, keep_last=config.checkpoint.keep_last)
     try:
         found = checkpoints.restore(shapes)
@@ -380,7 +396,9 @@ def _restore_values(folder: Workdir, config: Config, model: Model) -> tuple[Valu
             _say(problem)
         which = config.eval.checkpoint
         if which == "best" and progress.best_step < 0:
-            raise InputError(f"{folder.path} was trained without validation, there is no best checkpoint")
+            raise InputError(
+                f"{folder.path} was trained without validation, there is no best checkpoint"
+            )
         if which != "last" and progress.best_step not in (-1, progress.step):
             best = checkpoints.restore(shapes, step=progress.best_step)
             assert best is not None
@@ -412,7 +430,9 @@ def _abstract_state(
 
 def _loop_plan(config: Config, tuning: Tuning) -> Plan:
     def steps(text: str) -> int:
-        found = duration(text, steps_per_epoch=tuning.steps_per_epoch, total_steps=tuning.total_steps)
+        found = duration(
+            text, steps_per_epoch=tuning.steps_per_epoch, total_steps=tuning.total_steps
+        )
         return max(found, 1) if text.strip() != "0" else 0
 
     return Plan(
@@ -447,7 +467,9 @@ def _facts(setup: Setup, mode: str) -> dict[str, Any]:
         "model": setup.model.meta.architecture,
         "weights": str(file.path) if file else "none",
         "weights_sha256": file.content_hash if file else "",
-        "params/total": count_parameters(found, [p for p, leaf in found.items() if leaf.is_parameter]),
+        "params/total": count_parameters(
+            found, [p for p, leaf in found.items() if leaf.is_parameter]
+        ),
         "skipped_images": len(setup.splits.skipped),
         "device": f"{device.platform} {device.device_kind}",
         "devices": jax.device_count(),

@@ -42,7 +42,9 @@ class Workdir:
           InputError, InputFileNotFoundError: there is none, or it is damaged.
         """
         if not self.config.is_file():
-            raise InputFileNotFoundError(f"{self.path} holds no run: there is no {self.config.name} in it")
+            raise InputFileNotFoundError(
+                f"{self.path} holds no run: there is no {self.config.name} in it"
+            )
         return config_lib.build(_read_json(self.config))
 
     def check(self, config: Config) -> None:

@@ -1,6 +1,6 @@
 """Writes goldens/resnet.npz: logits of the PyTorch originals for weights and images drawn by reference.py.
 
-    python -m tests.models.make_goldens          (needs torch 2.13 and torchvision 0.28)
+python -m tests.models.make_goldens          (needs torch 2.13 and torchvision 0.28)
 """
 
 from pathlib import Path
@@ -27,7 +27,9 @@ def original_logits(name: str) -> np.ndarray:
 
     model = torch_model(name)
     shapes = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    model.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in random_arrays(shapes).items()})
+    model.load_state_dict(
+        {k: torch.from_numpy(np.array(v)) for k, v in random_arrays(shapes).items()}
+    )
     x = torch.from_numpy(images(*CASES[name]).transpose(0, 3, 1, 2).copy())
     with torch.no_grad():
         return model(x).numpy()

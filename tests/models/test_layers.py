@@ -92,4 +92,6 @@ def test_linear_is_a_matrix_product_and_a_bias():
     layer = Linear(3, 2)
     arrays = filled(layer, np.random.default_rng(0))
     x = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
-    np.testing.assert_allclose(layer(jnp.asarray(x)), x @ arrays["kernel"] + arrays["bias"], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        layer(jnp.asarray(x)), x @ arrays["kernel"] + arrays["bias"], rtol=1e-5, atol=1e-6
+    )

@@ -64,12 +64,16 @@ def test_features_and_stages_equal_the_originals(name):
 
     original = torch_model(name)
     shapes = {key: tuple(value.shape) for key, value in original.state_dict().items()}
-    original.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in random_arrays(shapes).items()})
+    original.load_state_dict(
+        {k: torch.from_numpy(np.array(v)) for k, v in random_arrays(shapes).items()}
+    )
     model = network(name)
     x = images(2, 64, 48)
     seen = {}
     for stage in model.stages[1:]:
-        getattr(original, stage).register_forward_hook(lambda _m, _i, y, s=stage: seen.update({s: y.detach().numpy()}))
+        getattr(original, stage).register_forward_hook(
+            lambda _m, _i, y, s=stage: seen.update({s: y.detach().numpy()})
+        )
     with torch.no_grad():
         original(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))
     carry = model.run(x, 0, 1)
@@ -91,7 +95,9 @@ def test_keys_are_exactly_the_originals_and_survive_the_round_trip(name):
     meta = family(name).default_meta(name)
     found = leaves(abstract_model(name, num_classes=meta.num_classes))
     assert conversion.unknown == ()
-    assert {path: a.shape for path, a in conversion.arrays.items()} == {p: l.shape for p, l in found.items()}
+    assert {path: a.shape for path, a in conversion.arrays.items()} == {
+        p: l.shape for p, l in found.items()
+    }
     back = table.to_source(conversion.arrays, conversion.carried)
     assert back.keys() == arrays.keys()
     assert all(back[key].tobytes() == arrays[key].tobytes() for key in arrays)

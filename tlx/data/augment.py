@@ -46,14 +46,18 @@ def parse(texts: Sequence[str], preprocess: ImagePreprocess) -> Augmentation:
         name, _, value = text.partition(":")
         if name not in AUGMENTATIONS:
             known = ", ".join(AUGMENTATIONS)
-            raise InputError(f"data.augment: unknown {name!r}{nearest(name, AUGMENTATIONS)} (there are: {known})")
+            raise InputError(
+                f"data.augment: unknown {name!r}{nearest(name, AUGMENTATIONS)} (there are: {known})"
+            )
         default, low, high, needs_canvas, make = AUGMENTATIONS[name]
         try:
             number = float(value) if value else default
         except ValueError:
             number = float("nan")
         if not low <= number <= high or (value and low == high):
-            raise InputError(f"data.augment: {text!r}: expected {name}:VALUE with {low:g} <= VALUE <= {high:g}")
+            raise InputError(
+                f"data.augment: {text!r}: expected {name}:VALUE with {low:g} <= VALUE <= {high:g}"
+            )
         if needs_canvas and canvas != size:
             raise InputError(f"data.augment: {', '.join(texts)}: crop only once")
         canvas = max(preprocess.resize, size) if needs_canvas else canvas

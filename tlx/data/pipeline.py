@@ -74,7 +74,9 @@ def make_split(
     """
     size = size or preprocess.size
     count = len(examples) * size * size * 3
-    keep = config.storage == "memory" or (config.storage == "auto" and count <= config.memory_gb * 2**30)
+    keep = config.storage == "memory" or (
+        config.storage == "auto" and count <= config.memory_gb * 2**30
+    )
     split = Split(examples, preprocess, size, None, config.workers)
     return dataclasses.replace(split, in_memory=_decode_all(split)) if keep else split
 
@@ -99,7 +101,11 @@ def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
 
 
 def _batches(
-    split: Split, index_of: Callable[[int], np.ndarray], batch_size: int, start: int, stop: int | None
+    split: Split,
+    index_of: Callable[[int], np.ndarray],
+    batch_size: int,
+    start: int,
+    stop: int | None,
 ) -> Iterator[Batch]:
     if split.in_memory is None:
         yield from _streamed(split, index_of, batch_size, start, stop)
@@ -120,7 +126,10 @@ def _batch(split: Split, index: np.ndarray, rows: np.ndarray, batch_size: int) -
         "index": index.astype(np.int32),
     }
     if padding:
-        batch = {k: np.concatenate([v, np.zeros((padding, *v.shape[1:]), v.dtype)]) for k, v in batch.items()}
+        batch = {
+            k: np.concatenate([v, np.zeros((padding, *v.shape[1:]), v.dtype)])
+            for k, v in batch.items()
+        }
     return batch
 
 
@@ -155,7 +164,11 @@ class _StreamedRows:
 
 
 def _streamed(
-    split: Split, index_of: Callable[[int], np.ndarray], batch_size: int, start: int, stop: int | None
+    split: Split,
+    index_of: Callable[[int], np.ndarray],
+    batch_size: int,
+    start: int,
+    stop: int | None,
 ) -> Iterator[Batch]:
     import grain
 
@@ -163,7 +176,9 @@ def _streamed(
     source = _StreamedRows(split, index_of, batch_size, length)
     dataset = grain.MapDataset.source(source)[start * batch_size :]
     # Threads decode ahead; PIL releases the interpreter's lock.
-    threads = grain.ReadOptions(num_threads=max(os.cpu_count() or 1, 2), prefetch_buffer_size=2 * batch_size)
+    threads = grain.ReadOptions(
+        num_threads=max(os.cpu_count() or 1, 2), prefetch_buffer_size=2 * batch_size
+    )
     stream = dataset.to_iter_dataset(threads).batch(batch_size, drop_remainder=False)
     if split.workers:
         from absl import flags

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 # Model name -> module of its family: PRESETS, create, default_meta and key_tables live there.
 FAMILIES: dict[str, str] = {
-    **dict.fromkeys(("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "tlx.models.resnet"),
+    **dict.fromkeys(
+        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "tlx.models.resnet"
+    ),
     **dict.fromkeys((f"resnet{n}_cifar" for n in (20, 32, 44, 56, 110)), "tlx.models.resnet"),
 }
 

@@ -57,7 +57,9 @@ class Conv(nnx.Module):
         init: Initializer = kaiming_normal_fan_out,
     ):
         self.stride, self.padding, self.groups = stride, padding, groups
-        self.kernel = parameter((kernel_size, kernel_size, in_features // groups, out_features), init)
+        self.kernel = parameter(
+            (kernel_size, kernel_size, in_features // groups, out_features), init
+        )
         self.bias = parameter((out_features,), zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

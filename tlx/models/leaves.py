@@ -50,7 +50,9 @@ def with_values(model: Model, arrays: Mapping[str, Any]) -> Model:
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
-def initial_values(found: Mapping[str, Leaf], paths: Iterable[str], seed: int, sharding: Any = None) -> Values:
+def initial_values(
+    found: Mapping[str, Leaf], paths: Iterable[str], seed: int, sharding: Any = None
+) -> Values:
     """Draws the values of the given paths; each depends on its own path and the seed alone."""
     chosen = {path: found[path] for path in paths}
     if not chosen:
@@ -58,7 +60,9 @@ def initial_values(found: Mapping[str, Leaf], paths: Iterable[str], seed: int, s
 
     def draw(key: jax.Array) -> Values:
         return {
-            path: leaf.init(jax.random.fold_in(key, zlib.crc32(path.encode())), leaf.shape, leaf.dtype)
+            path: leaf.init(
+                jax.random.fold_in(key, zlib.crc32(path.encode())), leaf.shape, leaf.dtype
+            )
             for path, leaf in chosen.items()
         }
 

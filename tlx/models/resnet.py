@@ -182,7 +182,11 @@ def default_meta(name: str) -> WeightsMeta:
 def _block_keys() -> tuple[Key, ...]:
     return (
         *(conv("layer{i}.{j}.conv%d" % n, "layer{i}.{j}.conv%d" % n) for n in (1, 2, 3)),
-        *(row for n in (1, 2, 3) for row in batchnorm("layer{i}.{j}.bn%d" % n, "layer{i}.{j}.bn%d" % n)),
+        *(
+            row
+            for n in (1, 2, 3)
+            for row in batchnorm("layer{i}.{j}.bn%d" % n, "layer{i}.{j}.bn%d" % n)
+        ),
     )
 
 
@@ -201,7 +205,12 @@ TORCHVISION = KeyTable(
 # github.com/akamaster/pytorch_resnet_cifar10; option-A shortcuts have no parameters.
 CIFAR = KeyTable(
     "pytorch_resnet_cifar10",
-    (conv("conv1", "stem.conv"), *batchnorm("bn1", "stem.bn"), *_block_keys(), *linear("linear", "head")),
+    (
+        conv("conv1", "stem.conv"),
+        *batchnorm("bn1", "stem.bn"),
+        *_block_keys(),
+        *linear("linear", "head"),
+    ),
 )
 
 

@@ -55,7 +55,9 @@ class _Keep(checkpoint_managers.PreservationPolicy):
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
         del context
         first_kept = len(checkpoints) - self.last
-        return [i >= first_kept or info.step == self.best_step for i, info in enumerate(checkpoints)]
+        return [
+            i >= first_kept or info.step == self.best_step for i, info in enumerate(checkpoints)
+        ]
 
 
 class Checkpoints:
@@ -84,7 +86,9 @@ class Checkpoints:
         with _quiet():
             self._manager.save(
                 progress.step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
+                ),
                 force=True,
             )
 
@@ -128,7 +132,9 @@ class Checkpoints:
             self._keep.best_step = progress.best_step
             return restored, progress, problems
         if problems:
-            raise InputError("; ".join(problems) + "; no intact checkpoint is left: use another workdir")
+            raise InputError(
+                "; ".join(problems) + "; no intact checkpoint is left: use another workdir"
+            )
         return None
 
     def drop_after(self, step: int) -> None:
@@ -143,7 +149,9 @@ class Checkpoints:
         with _quiet():
             found = self._manager.restore(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()),
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()
+                ),
             )
         meta = dict(found["meta"])
         if _checksums(found["state"]) != meta.pop("checksums"):
@@ -188,7 +196,9 @@ def load_base(workdir: Path, frozen: Sequence[str], sharding: NamedSharding) -> 
         raise InputError(
             f"{folder} does not hold this run's frozen weights: expected sha256 {expected[:16]}, found {found[:16]}"
         )
-    return {path: jax.device_put(np.ascontiguousarray(arrays[path]), sharding) for path in frozen}, found
+    return {
+        path: jax.device_put(np.ascontiguousarray(arrays[path]), sharding) for path in frozen
+    }, found
 
 
 def _flatten(state: TrainState) -> dict[str, dict[str, Any]]:

@@ -145,7 +145,9 @@ class Loop:
                 if not (due or save):
                     continue
                 self.watch.stop()
-                progress = dataclasses.replace(progress, step=done, seconds=before + time.perf_counter() - begun)
+                progress = dataclasses.replace(
+                    progress, step=done, seconds=before + time.perf_counter() - begun
+                )
                 if due:
                     progress = self._validate(state, progress)
                 if save or progress.best_step == done:

@@ -21,7 +21,10 @@ class TrainState(NamedTuple):
 
 
 def create_state(
-    values: Values, plan: TuningPlan, optimizer: optax.GradientTransformation, sharding: NamedSharding
+    values: Values,
+    plan: TuningPlan,
+    optimizer: optax.GradientTransformation,
+    sharding: NamedSharding,
 ) -> tuple[TrainState, Values]:
     """Returns the state, and the frozen values that the step reads but never writes."""
     trainable = {path: values[path] for path in plan.trainable}

@@ -75,7 +75,9 @@ def make_train_step(
             moved = values(network)
             return loss, (logits, {path: moved[path] for path in state.statistics})
 
-        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(state.trainable)
+        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.trainable
+        )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {

@@ -19,13 +19,17 @@ from tlx.tuning.schedule import Schedule
 Maker = Callable[..., optax.GradientTransformation]
 
 
-def _sgd(schedule: Any, weight_decay: float, mask: Any, **options: Any) -> optax.GradientTransformation:
+def _sgd(
+    schedule: Any, weight_decay: float, mask: Any, **options: Any
+) -> optax.GradientTransformation:
     # Decay joins the gradient before the momentum, as in PyTorch's SGD.
     decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
     return optax.chain(decay, optax.sgd(schedule, **{"momentum": 0.9} | options))
 
 
-def _adamw(schedule: Any, weight_decay: float, mask: Any, **options: Any) -> optax.GradientTransformation:
+def _adamw(
+    schedule: Any, weight_decay: float, mask: Any, **options: Any
+) -> optax.GradientTransformation:
     return optax.adamw(schedule, weight_decay=weight_decay, mask=mask, **options)
 
 
@@ -51,7 +55,11 @@ def make_optimizer(
     }
     labels = {path: plan.labels[path] for path in plan.trainable}
     partition = optax.partition(transforms, labels)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), partition) if config.clip_norm else partition
+    return (
+        optax.chain(optax.clip_by_global_norm(config.clip_norm), partition)
+        if config.clip_norm
+        else partition
+    )
 
 
 def parse_options(text: str, function: Callable[..., Any], where: str) -> dict[str, Any]:
@@ -65,7 +73,9 @@ def parse_options(text: str, function: Callable[..., Any], where: str) -> dict[s
     for part in filter(None, (part.strip() for part in text.split(","))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name not in accepted:
-            raise InputError(f"{where}: {part!r}{nearest(name, accepted)} (takes {', '.join(accepted)})")
+            raise InputError(
+                f"{where}: {part!r}{nearest(name, accepted)} (takes {', '.join(accepted)})"
+            )
         try:
             options[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
         except (ValueError, SyntaxError) as error:
@@ -73,9 +83,13 @@ def parse_options(text: str, function: Callable[..., Any], where: str) -> dict[s
     return options
 
 
-def state_bytes(optimizer: optax.GradientTransformation, found: dict[str, Leaf], plan: TuningPlan) -> int:
+def state_bytes(
+    optimizer: optax.GradientTransformation, found: dict[str, Leaf], plan: TuningPlan
+) -> int:
     """Returns the bytes of optimizer state, counted from shapes."""
-    shapes = {path: jax.ShapeDtypeStruct(found[path].shape, found[path].dtype) for path in plan.trainable}
+    shapes = {
+        path: jax.ShapeDtypeStruct(found[path].shape, found[path].dtype) for path in plan.trainable
+    }
     state = jax.eval_shape(optimizer.init, shapes)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
@@ -100,7 +114,11 @@ def _group_transform(
         )
     maker, documented = OPTIMIZERS[kind]
     # Options are written for the config's optimizer; a group with another one takes that one's defaults.
-    options = parse_options(config.options, documented, "optimizer.options") if kind == config.name else {}
+    options = (
+        parse_options(config.options, documented, "optimizer.options")
+        if kind == config.name
+        else {}
+    )
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
     mask = _decay_kernels if config.decay_on == "kernels" else None
     return maker(lambda step: group.lr * schedule(step), decay, mask, **options)

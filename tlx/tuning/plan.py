@@ -63,7 +63,9 @@ def make_plan(found: Mapping[str, Leaf], stages: Sequence[str], tune: TuneConfig
     labels = assign(parameters, rules(stages, parameters, tune), strict=tune.method == "rules")
     used = dict.fromkeys(label for label in labels.values() if label != FROZEN)
     if not used:
-        raise InputError(f"tune.method={tune.method}: every parameter is frozen, nothing is left to train")
+        raise InputError(
+            f"tune.method={tune.method}: every parameter is frozen, nothing is left to train"
+        )
     norms = [path.removesuffix(".mean") for path in found if path.endswith(".mean")]
     training_norms = {norm for norm in norms if _trains(norm, labels, tune.batchnorm)}
     moving = [
@@ -94,14 +96,18 @@ def rules(stages: Sequence[str], parameters: Sequence[str], tune: TuneConfig) ->
     """
     if tune.method == "rules":
         if not tune.rules:
-            raise InputError("tune.method=rules needs tune.rules, as 'stem=frozen,layer1=frozen,.*=rest'")
+            raise InputError(
+                "tune.method=rules needs tune.rules, as 'stem=frozen,layer1=frozen,.*=rest'"
+            )
         parsed = [tuple(part.strip() for part in text.rpartition("=")[::2]) for text in tune.rules]
         for text, (pattern, group) in zip(tune.rules, parsed, strict=True):
             if not pattern or not group:
                 raise InputError(f"tune.rules: {text!r} is not PATTERN=GROUP")
         return tuple((pattern, group) for pattern, group in parsed)
     if tune.rules:
-        raise InputError(f"tune.rules is given, but tune.method is {tune.method!r}: set tune.method=rules")
+        raise InputError(
+            f"tune.rules is given, but tune.method is {tune.method!r}: set tune.method=rules"
+        )
     head = (("head", "head"),)
     if tune.method == "head":
         return (*head, (".*", FROZEN))
@@ -124,7 +130,9 @@ def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) 
         try:
             compiled.append((pattern, re.compile(pattern), group))
         except re.error as error:
-            raise InputError(f"tune.rules: {pattern!r} is not a regular expression: {error}") from error
+            raise InputError(
+                f"tune.rules: {pattern!r} is not a regular expression: {error}"
+            ) from error
     labels, hits = {}, dict.fromkeys((pattern for pattern, _ in ordered), 0)
     for path in parameters:
         for pattern, regex, group in compiled:
@@ -133,7 +141,9 @@ def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) 
                 hits[pattern] += 1
                 break
         else:
-            raise InputError(f"tune.rules: no rule matches {path}; end with '.*=frozen' or '.*=GROUP'")
+            raise InputError(
+                f"tune.rules: no rule matches {path}; end with '.*=frozen' or '.*=GROUP'"
+            )
     modules = dict.fromkeys(path.split(".", 1)[0] for path in parameters)
     for pattern, count in hits.items():
         if strict and not count:
@@ -171,7 +181,9 @@ def _groups(used: Sequence[str], texts: Sequence[str]) -> dict[str, Group]:
                 raise InputError(f"tune.groups: {text!r}: {field} must be a number >= 0")
             fields[name][field] = number
         else:
-            raise InputError(f"tune.groups: {text!r}: expected GROUP.lr, GROUP.weight_decay or GROUP.optimizer")
+            raise InputError(
+                f"tune.groups: {text!r}: expected GROUP.lr, GROUP.weight_decay or GROUP.optimizer"
+            )
     return {name: Group(**given) for name, given in fields.items()}
 
 
@@ -189,4 +201,6 @@ def audit(before: Mapping[str, str], after: Mapping[str, str]) -> None:
     """Raises RuntimeError where a frozen leaf's hash is not what it was when it was loaded."""
     changed = [path for path in before if before[path] != after.get(path)]
     if changed:
-        raise RuntimeError(f"{len(changed)} frozen values changed in training: {', '.join(changed[:8])}")
+        raise RuntimeError(
+            f"{len(changed)} frozen values changed in training: {', '.join(changed[:8])}"
+        )

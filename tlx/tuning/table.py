@@ -10,7 +10,17 @@ from tlx.models.leaves import Leaf
 from tlx.tuning.optimizer import group_state_bytes
 from tlx.tuning.plan import FROZEN, TuningPlan
 
-COLUMNS = ("group", "modules", "optimizer", "lr", "decay", "parameters", "arrays", "state", "BatchNorm")
+COLUMNS = (
+    "group",
+    "modules",
+    "optimizer",
+    "lr",
+    "decay",
+    "parameters",
+    "arrays",
+    "state",
+    "BatchNorm",
+)
 
 
 def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerConfig) -> str:
@@ -30,7 +40,10 @@ def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerCon
         size = f"{count_parameters(found, paths):,}"
         rows.append((name, modules, *how, size, str(len(paths)), state, _norms(plan, paths)))
     widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows]
+    lines = [
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
     trained = count_parameters(found, plan.trainable)
     total = count_parameters(found, tuple(plan.labels))
     lines.insert(1, "  ".join("-" * width for width in widths))

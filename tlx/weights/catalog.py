@@ -21,7 +21,9 @@ CIFAR10_CLASSES = (
 )  # fmt: skip
 
 
-def _torchvision(architecture: str, sha8: str, tag: str = "tv_in1k", resize: int = 256) -> WeightsMeta:
+def _torchvision(
+    architecture: str, sha8: str, tag: str = "tv_in1k", resize: int = 256
+) -> WeightsMeta:
     filename = f"{architecture}-{sha8}.pth"
     return WeightsMeta(
         architecture=architecture,
@@ -72,7 +74,10 @@ def _downloads() -> list[WeightsMeta]:
 
 
 def _builtins() -> list[WeightsMeta]:
-    return [WeightsMeta.from_json(json.loads(path.read_text())) for path in sorted(BUILTIN.glob("*.json"))]
+    return [
+        WeightsMeta.from_json(json.loads(path.read_text()))
+        for path in sorted(BUILTIN.glob("*.json"))
+    ]
 
 
 def entries() -> dict[str, WeightsMeta]:

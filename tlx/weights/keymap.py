@@ -47,7 +47,10 @@ def conv(source: str, target: str) -> Key:
 
 def linear(source: str, target: str) -> tuple[Key, ...]:
     """The rows of a linear layer with bias."""
-    return (Key(f"{source}.weight", f"{target}.kernel", LINEAR), Key(f"{source}.bias", f"{target}.bias"))
+    return (
+        Key(f"{source}.weight", f"{target}.kernel", LINEAR),
+        Key(f"{source}.bias", f"{target}.bias"),
+    )
 
 
 def batchnorm(source: str, target: str) -> tuple[Key, ...]:
@@ -81,7 +84,8 @@ class KeyTable:
         unknown = []
         for name, array in arrays.items():
             match, key = next(
-                ((found, key) for regex, key in rows if (found := regex.fullmatch(name))), (None, None)
+                ((found, key) for regex, key in rows if (found := regex.fullmatch(name))),
+                (None, None),
             )
             if match is None or key is None:
                 unknown.append(name)
@@ -121,6 +125,7 @@ class KeyTable:
 def _pattern(template: str) -> re.Pattern[str]:
     parts = re.split(r"\{(\w+)\}", template)
     text = "".join(
-        re.escape(part) if position % 2 == 0 else rf"(?P<{part}>\d+)" for position, part in enumerate(parts)
+        re.escape(part) if position % 2 == 0 else rf"(?P<{part}>\d+)"
+        for position, part in enumerate(parts)
     )
     return re.compile(text)

@@ -65,13 +65,19 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     if meta is None:
         meta, origin = _identify(name, path)
     if meta.architecture != name:
-        raise InputError(f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}")
+        raise InputError(
+            f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}"
+        )
     table = _choose_table(name, path, arrays)
     return WeightsFile(path, meta, origin, table, table.to_target(arrays), content_hash(arrays))
 
 
 def fill(
-    found: Mapping[str, Leaf], file: WeightsFile, *, missing_ok: Sequence[str] = (), new_head: bool = False
+    found: Mapping[str, Leaf],
+    file: WeightsFile,
+    *,
+    missing_ok: Sequence[str] = (),
+    new_head: bool = False,
 ) -> Loaded:
     """Holds a file against a model's leaves.
 
@@ -129,7 +135,9 @@ def _matching(pattern: str, found: Mapping[str, Leaf]) -> set[str]:
     try:
         regex = re.compile(pattern)
     except re.error as error:
-        raise InputError(f"model.missing_ok: {pattern!r} is not a regular expression: {error}") from error
+        raise InputError(
+            f"model.missing_ok: {pattern!r} is not a regular expression: {error}"
+        ) from error
     return {path for path in found if path.startswith(f"{pattern}.") or regex.fullmatch(path)}
 
 
@@ -151,7 +159,13 @@ def _check_shapes(found: Mapping[str, Leaf], file: WeightsFile, fresh: set[str])
 
 
 def _locate(name: str, weights: str) -> tuple[Path, WeightsMeta | None, str]:
-    looks_like_path = "/" in weights or Path(weights).suffix in (".pth", ".th", ".pt", ".bin", ".safetensors")
+    looks_like_path = "/" in weights or Path(weights).suffix in (
+        ".pth",
+        ".th",
+        ".pt",
+        ".bin",
+        ".safetensors",
+    )
     if looks_like_path or Path(weights).exists():
         path = Path(weights).expanduser()
         if not path.exists():
@@ -168,7 +182,9 @@ def _identify(name: str, path: Path) -> tuple[WeightsMeta, str]:
         return WeightsMeta.from_json(json.loads(stored)), "stored in the file"
     if known := catalog.identify(path, sha256_of(path)):
         return known, f"recognised as {known.architecture}.{known.tag}"
-    return models.family(name).default_meta(name), f"default of {name}: the file is not in the catalog"
+    return models.family(name).default_meta(
+        name
+    ), f"default of {name}: the file is not in the catalog"
 
 
 def _choose_table(name: str, path: Path, arrays: Mapping[str, np.ndarray]) -> KeyTable:

@@ -43,7 +43,9 @@ class WeightsMeta:
     license: str = ""
     source: str = ""  # where the file comes from: a URL, or builtin
     filename: str = ""
-    sha256: str = ""  # of the file: 64 hexadecimal digits, or their beginning where only that is published
+    sha256: str = (
+        ""  # of the file: 64 hexadecimal digits, or their beginning where only that is published
+    )
     notes: str = ""
 
     def to_json(self) -> dict[str, Any]:

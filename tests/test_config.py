@@ -1,0 +1,99 @@
+import subprocess
+import sys
+
+import pytest
+
+from tlx import config as config_lib
+from tlx.errors import InputError
+
+
+def test_layers_override_in_turn_and_strings_become_the_fields_types():
+    base = config_lib.defaults()
+    base.train.epochs = 3.0
+    config = config_lib.build(
+        base,
+        {"train": {"steps": "7"}, "data.augment": "flip, pad_crop:2", "data.mean": "0.5,0.5,0.5"},
+    )
+    assert (config.train.epochs, config.train.steps) == (3.0, 7)
+    assert config.data.augment == ("flip", "pad_crop:2")
+    assert config.data.mean == (0.5, 0.5, 0.5)
+    assert config_lib.build({"tune.rules": "(a|b).*=x"}).tune.rules == ("(a|b).*=x",)
+    assert config_lib.build({"data.mean": "(1, 2, 3)"}).data.mean == (1.0, 2.0, 3.0)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("train.epoch", 3, "did you mean 'train.epochs'"),
+        ("tune.metod", "head", "did you mean 'tune.method'"),
+        ("lr", 0.1, "did you mean 'optimizer.lr'"),
+        ("train.steps", "many", "train.steps is 'many', expected int"),
+        ("train.steps", 2.5, "expected int"),
+        ("train.epochs", True, "expected float"),
+        ("optimizer.lr", "nan", "optimizer.lr is nan"),
+        ("tune.method", "heed", "did you mean 'head'"),
+        ("train.batch_size", 0, "expected 1 to"),
+        ("optimizer.warmup", "soon", "expected 500 (steps), 2ep (epochs) or 5%"),
+        ("optimizer.milestones", "50%,x", "optimizer.milestones is 'x'"),
+        ("data.augment", 3, "comma-separated"),
+    ],
+)
+def test_wrong_fields_are_named(field, value, says):
+    with pytest.raises(InputError) as caught:
+        config_lib.build({field: value})
+    assert says in str(caught.value)
+
+
+def test_every_default_is_in_range_and_survives_json():
+    config = config_lib.build()
+    assert config == config_lib.Config()
+    assert config_lib.build(config_lib.to_json(config)) == config
+
+
+def test_every_field_can_be_overridden_by_a_string():
+    for name, (_, default) in config_lib.fields().items():
+        text = ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+        assert config_lib.build({name: text}) == config_lib.Config()
+
+
+def test_a_locked_default_refuses_typos_in_config_files(tmp_path):
+    path = tmp_path / "typo.py"
+    path.write_text(
+        "from tlx.config import defaults\ndef get_config():\n  c = defaults()\n  c.train.epoch = 3\n  return c\n"
+    )
+    with pytest.raises(InputError, match=r'typo\.py.*epoch.*Did you mean "epochs"'):
+        config_lib.load(path)
+
+
+def test_a_missing_config_file_names_those_beside_it(tmp_path):
+    (tmp_path / "there.py").write_text("")
+    with pytest.raises(
+        FileNotFoundError, match=r"no config file .*absent\.py; there are: .*there\.py"
+    ):
+        config_lib.load(tmp_path / "absent.py")
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"),
+    [("500", 500), ("2ep", 20), ("1.5 epochs", 15), ("5%", 10), ("0", 0), ("1e3", 1000)],
+)
+def test_durations(text, steps):
+    assert config_lib.duration(text, steps_per_epoch=10, total_steps=200) == steps
+
+
+def test_the_digest_and_the_differences_follow_what_makes_another_run():
+    one = config_lib.build()
+    elsewhere = config_lib.build({"data.root": "moved", "train.log_every": 7})
+    other = config_lib.build({"optimizer.lr": 0.5})
+    assert config_lib.digest(one) == config_lib.digest(elsewhere) != config_lib.digest(other)
+    assert config_lib.differences(one, elsewhere) == []
+    assert config_lib.differences(one, other) == ["optimizer.lr: 0.01 -> 0.5"]
+
+
+def test_importing_tlx_and_checking_a_config_import_no_jax():
+    code = (
+        "import sys, tlx, tlx.main; from tlx import config; config.build(config.defaults());"
+        "print([m for m in ('jax', 'flax', 'optax', 'orbax', 'tensorflow_datasets') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
