@@ -2,10 +2,10 @@
 
     python experiments/digits/glyphs.py --out glyphs.npz --seed 0
 
-Every character 0-9, A-Z, a-z of the usable fonts that matplotlib ships is thinned to its centre line
-once. An example is one such line, bent by an affine map and a smooth warp, fitted into a 32x32 frame,
-drawn with a round pen, and reduced as the target was (Alpaydin and Kaynak 1998): the on pixels of each
-4x4 block are counted, 0 to 16. Counts are scaled to 0..255 as `round(count * 255 / 16)`.
+Every character 0-9, A-Z, a-z of the usable fonts that matplotlib ships is thinned to its centre
+line once. An example is one such line, bent by an affine map and a smooth warp, fitted into a 32x32
+frame, drawn with a round pen, and reduced as the target was (Alpaydin and Kaynak 1998): the on
+pixels of each 4x4 block are counted, 0 to 16, and scaled to 0..255 as `round(count * 255 / 16)`.
 
 Classes: characters whose shapes agree once their height is normalised are one class, as in EMNIST's
 "by merge" (Cohen et al. 2017): 0Oo, 1Il, Cc, Kk, Pp, Ss, Uu, Vv, Ww, Xx, Yy, Zz. That leaves 48.
