@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from tlx.config import Config as Config
-    from tlx.data.preprocess import preprocess_fn as preprocess
+    from tlx.data.preprocess import preprocess_fn as preprocess  # noqa: F401
     from tlx.errors import InputError as InputError
     from tlx.models import list_models as list_models
     from tlx.pretrained import create_model as create_model

@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 the input is wrong (one line says what); 75 interrupted, t
 from __future__ import annotations
 
 import errno
-import os
 import shlex
 import sys
 import traceback
@@ -80,7 +79,7 @@ def main(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
         return INTERRUPTED
-    except Exception:
+    except Exception:  # noqa: BLE001 (the last line of defence says what happened)
         traceback.print_exc()
     return FAILED
 

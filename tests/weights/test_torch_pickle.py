@@ -369,6 +369,7 @@ def test_hostile_pickles_are_refused_by_name(tmp_path, canary, container, case):
     message = str(caught.value)
     assert message.startswith(str(path)) and "\n" not in message
     # Where the magic number belongs there are no tensors yet, so those cases end one step earlier.
+    message = message.removeprefix(str(path))  # pytest names the folder after the case
     assert named in message or (container == "bare" and "no torch file" in message)
 
 
@@ -464,7 +465,7 @@ def test_impossible_tensors(tmp_path, container, case):
         read_torch(path)
     assert str(caught.value).startswith(str(path))
     if container == "zip":
-        assert named in str(caught.value)
+        assert named in str(caught.value).removeprefix(str(path))
 
 
 @pytest.mark.parametrize(
@@ -522,7 +523,7 @@ def test_a_compressed_entry_is_refused(tmp_path):
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("a/data.pkl", dumps({"a": tensor(numel=2**20)}))
         archive.writestr("a/data/0", bytes(2**22))
-    with pytest.raises(InputError, match="compressed"):
+    with pytest.raises(InputError, match="compressed or encrypted entry a/data"):
         read_torch(path)
 
 

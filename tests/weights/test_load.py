@@ -1,0 +1,181 @@
+import json
+
+import numpy as np
+import pytest
+
+from tests.models.reference import images, random_arrays
+from tlx import create_model, save_weights
+from tlx.errors import InputError
+from tlx.models import abstract_model, family
+from tlx.models.leaves import leaves, values
+from tlx.pretrained import source
+from tlx.weights.files import read_weights, safetensors_metadata, write_safetensors
+
+NAME = "resnet20_cifar"
+
+
+def arrays_of(name=NAME, num_classes=10):
+    """A complete file's arrays under the source's names, drawn from the names."""
+    (table,) = family(name).key_tables(name)
+    shapes = {}
+    for path, leaf in leaves(abstract_model(name, num_classes=num_classes)).items():
+        ((key, array),) = table.to_source(
+            {path: np.broadcast_to(np.float32(0), leaf.shape)}
+        ).items()
+        shapes[key] = array.shape
+    return random_arrays(shapes)
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(arrays, name="net.safetensors"):
+        path = tmp_path / name
+        write_safetensors(arrays, path, {})
+        return path
+
+    return write
+
+
+def test_every_value_comes_from_the_file(write):
+    arrays = arrays_of()
+    model = create_model(NAME, weights=write(arrays))
+    expected = arrays["layer2.0.conv1.weight"].transpose(2, 3, 1, 0)
+    np.testing.assert_array_equal(values(model)["layer2.0.conv1.kernel"], expected)
+    np.testing.assert_array_equal(values(model)["stem.bn.var"], arrays["bn1.running_var"])
+    np.testing.assert_array_equal(values(model)["head.kernel"], arrays["linear.weight"].T)
+
+
+def test_what_is_missing_is_listed_and_accepted_only_by_name(write):
+    arrays = {k: v for k, v in arrays_of().items() if not k.startswith("layer3.") or "bn" in k}
+    path = write(arrays)
+    with pytest.raises(InputError) as caught:
+        create_model(NAME, weights=path)
+    assert "lacks 6 of the 97 values" in str(caught.value)
+    assert "layer3.0.conv1.kernel, layer3.0.conv2.kernel, layer3.1.conv1.kernel" in str(
+        caught.value
+    )
+    assert "--config.model.missing_ok=layer3" in str(caught.value)
+    found = source(NAME, str(path), missing_ok=("layer3",))
+    # The BatchNorms that the file has belong to convolutions that it lacks: the stage is fresh as a whole.
+    assert found.loaded.fresh == tuple(p for p in found.leaves if p.startswith("layer3."))
+    assert "layer3.0.bn1.weight" in found.loaded.dropped
+    assert any("initialised afresh: layer3" in line for line in found.describe())
+
+
+def test_a_pattern_that_names_nothing_is_refused_and_one_not_needed_changes_nothing(write):
+    path = write(arrays_of())
+    with pytest.raises(InputError, match=r"'layer4' names no parameter \(modules: stem, layer1"):
+        create_model(NAME, weights=path, missing_ok=("layer4",))
+    assert source(NAME, str(path), missing_ok=("layer3",)).loaded.fresh == ()
+
+
+def test_unknown_keys_and_other_shapes_are_named(write):
+    arrays = arrays_of()
+    with pytest.raises(
+        InputError, match=r"1 keys that .* has no place for: layer1\.0\.extra\.weight"
+    ):
+        create_model(
+            NAME, weights=write(arrays | {"layer1.0.extra.weight": np.zeros(3, np.float32)})
+        )
+    arrays["layer1.0.conv1.weight"] = np.zeros((16, 16, 5, 5), np.float32)
+    expected = r"layer1\.0\.conv1\.weight .* has shape \(5, 5, 16, 16\), the model expects \(3, 3, 16, 16\)"
+    with pytest.raises(InputError, match=expected):
+        create_model(NAME, weights=write(arrays))
+
+
+def test_weights_of_another_architecture_are_refused(write):
+    with pytest.raises(
+        InputError, match="lacks .* of the .* values of resnet18|does not look like resnet18"
+    ):
+        create_model("resnet18", weights=write(arrays_of()))
+    with pytest.raises(InputError, match="does not look like"):
+        create_model(
+            NAME, weights=write({f"encoder.{i}.weight": np.zeros(2, np.float32) for i in range(9)})
+        )
+    with pytest.raises(
+        InputError, match=r"holds resnet20_cifar weights .* the model is resnet32_cifar"
+    ):
+        create_model(
+            "resnet32_cifar", weights=write(arrays_of(), "resnet20-12fca82f.th")
+        )
+
+
+def test_head_is_kept_only_when_the_class_names_match(write):
+    path = write(arrays_of(), "resnet20-12fca82f.th")  # known by its name: CIFAR-10's classes
+    cifar = source(NAME, str(path)).model.meta.class_names
+    assert len(cifar) == 10
+    same = source(NAME, str(path), class_names=cifar)
+    other = source(NAME, str(path), class_names=[f"c{i}" for i in range(10)])
+    kept = source(NAME, str(path), class_names=[f"c{i}" for i in range(10)], head="keep")
+    new = source(NAME, str(path), class_names=cifar, head="new")
+    assert same.loaded.fresh == kept.loaded.fresh == ()
+    assert other.loaded.fresh == new.loaded.fresh == ("head.bias", "head.kernel")
+    assert other.loaded.dropped == ("linear.weight", "linear.bias") or set(
+        other.loaded.dropped
+    ) == {
+        "linear.weight",
+        "linear.bias",
+    }
+    with pytest.raises(InputError, match="has a head of 10 classes and the data has 3"):
+        source(NAME, str(path), class_names=["a", "b", "c"], head="keep")
+
+
+def test_number_of_classes(write):
+    path = write(arrays_of(num_classes=7))
+    assert create_model(NAME, weights=path).head.kernel[...].shape == (64, 7)
+    assert create_model(NAME, weights=path, num_classes=3).head.kernel[...].shape == (64, 3)
+    assert create_model(NAME, weights=path, num_classes=0).head is None
+
+
+def test_export_of_an_import_is_the_file_and_carries_the_meta(write, tmp_path):
+    arrays = arrays_of() | {"bn1.num_batches_tracked": np.array(0, np.int64)}
+    model = create_model(NAME, weights=write(arrays, "resnet20-12fca82f.th"))
+    save_weights(model, tmp_path / "out.safetensors")
+    back = read_weights(tmp_path / "out.safetensors")
+    assert all(back[key].tobytes() == arrays[key].tobytes() for key in arrays)
+    extra = set(back) - set(arrays)
+    assert all(key.endswith("num_batches_tracked") for key in extra)
+    meta = json.loads(safetensors_metadata(tmp_path / "out.safetensors")["tlx_meta"])
+    assert meta["class_names"][:2] == ["airplane", "automobile"]
+    again = create_model(NAME, weights=tmp_path / "out.safetensors")
+    assert again.meta == model.meta
+    np.testing.assert_array_equal(again(images(1, 32, 32)), model(images(1, 32, 32)))
+
+
+@pytest.mark.parity
+def test_an_export_opens_in_the_original(tmp_path):
+    import torch
+
+    from tests.models.reference import torch_model
+
+    model = create_model("resnet18", num_classes=1000, seed=5)
+    save_weights(model, tmp_path / "r18.safetensors")
+    original = torch_model("resnet18")
+    state = {
+        k: torch.from_numpy(np.array(v))
+        for k, v in read_weights(tmp_path / "r18.safetensors").items()
+    }
+    original.load_state_dict(state, strict=True)
+    x = images(2, 64, 64)
+    with torch.no_grad():
+        expected = original(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    assert np.abs(model(x) - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_tags_and_missing_files():
+    with pytest.raises(
+        InputError, match=r"no weights 'tv_in2k' for resnet18; did you mean 'tv_in1k'"
+    ):
+        create_model("resnet18", weights="tv_in2k")
+    with pytest.raises(FileNotFoundError, match="no weights file nowhere/net.pth"):
+        create_model("resnet18", weights="nowhere/net.pth")
+
+
+@pytest.mark.shared
+def test_a_real_file_without_layer4_is_refused_then_accepted_by_name(shared):
+    path = shared / "weights" / "resnet18_imagenet_layers1to3.pth"
+    with pytest.raises(InputError, match=r"layer4\.0\.conv1\.kernel.*missing_ok=layer4"):
+        source("resnet18", str(path), class_names=["a", "b"])
+    found = source("resnet18", str(path), class_names=["a", "b"], missing_ok=["layer4"])
+    assert {p.split(".")[0] for p in found.loaded.fresh} == {"layer4", "head"}
+    assert len(found.loaded.arrays) + len(found.loaded.fresh) == len(found.leaves)
