@@ -1,0 +1,170 @@
+import jax
+import numpy as np
+import pytest
+
+from tlx import config as config_lib
+from tlx import run
+from tlx.data import pipeline
+from tlx.models.leaves import leaves
+from tlx.training.mesh import place_batch, replicated
+from tlx.training.state import all_values, create_state
+from tlx.training.step import make_train_step
+from tlx.tuning.plan import digests
+
+SMALL = {
+    "model.name": "resnet20_cifar",
+    "data.image_size": 8,
+    "data.resize": 8,
+    "data.test_fraction": 0.5,
+    "train.batch_size": 8,
+    "train.steps": 20,
+}
+
+
+class Fixture:
+    """A setup, its state and its compiled step."""
+
+    def __init__(self, **fields):
+        self.config = config_lib.build(SMALL, {name.replace("__", "."): v for name, v in fields.items()})
+        self.setup = run.prepare(self.config)
+        self.tuning = run.prepare_tuning(self.setup)
+        sharding = replicated(self.setup.mesh)
+        self.values = self.setup.source.place(0, sharding)
+        self.step = make_train_step(
+            self.setup.model,
+            self.tuning.plan,
+            self.tuning.optimizer,
+            self.setup.augmentation,
+            self.setup.mesh,
+            dtype="float32",
+            label_smoothing=self.config.train.label_smoothing,
+            seed=0,
+        )
+        self.state, self.frozen = create_state(
+            self.values, self.tuning.plan, self.tuning.optimizer, sharding
+        )
+        self.before = digests(self.values, tuple(self.values))
+
+    def batches(self):
+        split = self.setup.split("train")
+        size = self.config.train.batch_size
+        for batch in pipeline.training_batches(split, seed=0, batch_size=size, start=0):
+            yield place_batch(batch, self.setup.mesh)
+
+    def train(self, steps):
+        metrics = []
+        for index, batch in zip(range(steps), self.batches(), strict=False):
+            self.state, found = self.step(self.state, self.frozen, batch, np.int32(index))
+            metrics.append(jax.device_get(found))
+        return metrics
+
+    def changed(self):
+        after = digests(all_values(self.state, self.frozen), tuple(self.before))
+        return {path for path in self.before if before_differs(self.before, after, path)}
+
+    def flops(self):
+        arguments = (self.state, self.frozen, next(self.batches()), np.int32(0))
+        return self.step.lower(*arguments).compile().cost_analysis()["flops"]
+
+    def forward_flops(self):
+        arguments = (all_values(self.state, self.frozen), next(self.batches()))
+        return self.setup.eval_step.lower(*arguments).compile().cost_analysis()["flops"]
+
+
+def before_differs(before, after, path):
+    return before[path] != after[path]
+
+
+REGIME = {
+    "optimizer__weight_decay": 0.1,
+    "optimizer__decay_on": "all",
+    "optimizer__clip_norm": 1.0,
+    "data__augment": "pad_crop:1,flip",
+}
+
+
+@pytest.mark.parametrize(
+    "tune",
+    [
+        {"tune__method": "full"},
+        {"tune__method": "head"},
+        {"tune__method": "partial", "tune__freeze_stages": 3},
+        {"tune__method": "rules", "tune__rules": "layer2=middle,head=head,.*=frozen"},
+        {"tune__method": "head", "optimizer__name": "adamw"},
+    ],
+)
+def test_exactly_the_planned_leaves_change_in_20_steps(tune):
+    it = Fixture(**REGIME, **tune)
+    it.train(20)
+    plan = it.tuning.plan
+    assert it.changed() == {*plan.trainable, *plan.statistics}
+    assert not it.changed() & set(plan.frozen)
+
+
+def test_head_only_costs_the_forward_pass():
+    it = Fixture(tune__method="head")
+    assert it.flops() <= 1.02 * it.forward_flops()
+    assert Fixture(tune__method="full").flops() > 2.5 * it.forward_flops()
+
+
+def test_gradient_norm_is_that_of_the_trainable_leaves():
+    head, full = (Fixture(tune__method=method, tune__batchnorm="frozen") for method in ("head", "full"))
+    one, two = head.train(1)[0], full.train(1)[0]
+    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-6)
+    assert 0 < one["grad_norm"] < two["grad_norm"]
+
+
+def test_each_step_compiles_once_and_the_loss_falls():
+    it = Fixture(optimizer__lr=0.05, train__batch_size=32)
+    losses = [metrics["loss"] for metrics in it.train(15)]
+    assert it.step._cache_size() == 1
+    assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+
+def test_randomness_follows_seed_and_step_alone():
+    one, two = Fixture(data__augment="flip"), Fixture(data__augment="flip")
+    first = [m["loss"] for m in one.train(3)]
+    again = [m["loss"] for m in two.train(3)]
+    assert first == again
+
+
+def test_statistics_are_no_parameters():
+    found = leaves(Fixture(tune__method="head").setup.model)
+    assert sum(leaf.is_parameter for leaf in found.values()) == 59
+    assert sum(not leaf.is_parameter for leaf in found.values()) == 38
+
+
+@pytest.mark.parity
+def test_three_full_steps_equal_pytorchs():
+    import torch
+
+    from tests.models.reference import torch_model
+    from tlx.data.preprocess import normalize
+    from tlx.models import family
+
+    it = Fixture(train__batch_size=16, optimizer__lr=0.01, optimizer__weight_decay=1e-3, train__label_smoothing=0.1,
+                 optimizer__decay_on="all", optimizer__schedule="cosine")  # fmt: skip
+    (table,) = family("resnet20_cifar").key_tables("resnet20_cifar")
+    original = torch_model("resnet20_cifar").train()
+    arrays = table.to_source({path: np.asarray(value) for path, value in it.values.items()})
+    original.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}, strict=False)
+    optimizer = torch.optim.SGD(original.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
+    criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
+    batches = pipeline.training_batches(it.setup.split("train"), seed=0, batch_size=16, start=0)
+    theirs = []
+    for _, batch in zip(range(3), batches, strict=False):
+        x = normalize(batch["inputs"], it.setup.model.meta.preprocess).transpose(0, 3, 1, 2)
+        loss = criterion(original(torch.from_numpy(x.copy())), torch.from_numpy(batch["targets"]).long())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        theirs.append(loss.item())
+    ours = [float(metrics["loss"]) for metrics in it.train(3)]
+    np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    trained = table.to_source({k: np.asarray(v) for k, v in all_values(it.state, it.frozen).items()})
+    expected = original.state_dict()
+    for name, value in trained.items():
+        theirs = expected[name].numpy()
+        np.testing.assert_allclose(value, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1e-3), err_msg=name)
