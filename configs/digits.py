@@ -24,4 +24,5 @@ def get_config():
     config.train.batch_size = 64
     config.train.log_every = 20
     config.eval.batch_size = 256
+    config.checkpoint.every = "50"
     return config

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_collections
 import numpy as np
 import optax
 from jax.sharding import Mesh
@@ -45,8 +44,6 @@ from tlx.tuning.table import count_parameters, plan_table
 from tlx.weights.load import open_weights
 from tlx.weights.meta import WeightsMeta
 from tlx.workdir import Workdir
-
-AnyConfig = Config | ml_collections.ConfigDict | Mapping[str, Any]
 
 WORST_KEPT = 24  # mistakes shown in the report
 
@@ -107,7 +104,9 @@ class Tuning:
     total_steps: int
 
 
-def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
+def finetune(
+    config: Config | Mapping[str, Any], workdir: str | Path, *, command: str = ""
+) -> dict[str, Any]:
     """Fits a network to a task and returns the summary; called again, it resumes or says it is done.
 
     Args:
@@ -140,7 +139,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         checkpoints.close()
 
 
-def evaluate(config: AnyConfig, workdir: str | Path) -> dict[str, Any]:
+def evaluate(config: Config | Mapping[str, Any], workdir: str | Path) -> dict[str, Any]:
     """Evaluates the workdir's checkpoint, or the pretrained network as it is, without training.
 
     Returns `test/*` metrics (of the validation split where there is no test split) and writes them

@@ -29,7 +29,12 @@ def test_pad_crop_shifts_by_at_most_the_padding_and_fills_with_black():
     padded = np.pad(x, ((0, 0), (2, 2), (2, 2), (0, 0)))
     shifts = set()
     for i in range(len(x)):
-        hits = [(a, b) for a in range(5) for b in range(5) if (padded[i, a : a + 8, b : b + 8] == y[i]).all()]
+        hits = [
+            (a, b)
+            for a in range(5)
+            for b in range(5)
+            if (padded[i, a : a + 8, b : b + 8] == y[i]).all()
+        ]
         assert len(hits) == 1
         shifts.update(hits)
     assert len(shifts) == 25
@@ -48,7 +53,9 @@ def test_random_crop_cuts_from_the_larger_canvas():
 def test_random_resized_crop_of_a_gradient_keeps_its_slope():
     # On a linear ramp a crop and resize is a ramp again, whose slope tells the crop's width.
     side = 64
-    ramp = np.broadcast_to(np.arange(side, dtype=np.uint8)[None, None, :, None], (300, side, side, 3))
+    ramp = np.broadcast_to(
+        np.arange(side, dtype=np.uint8)[None, None, :, None], (300, side, side, 3)
+    )
     preprocess = ImagePreprocess(size=16, resize=side)
     y = np.asarray(parse(("random_resized_crop:0.25",), preprocess)(jax.random.key(2), ramp))
     assert y.shape == (300, 16, 16, 3)

@@ -8,7 +8,9 @@ def test_each_epoch_is_a_permutation_and_the_remainder_is_carried_over():
     for epoch in range(3):
         assert sorted(found[10 * epoch : 10 * epoch + 10]) == list(range(10))
     assert not np.array_equal(found[:10], found[10:20])
-    batches = np.concatenate([indices(seed=3, start=4 * step, length=4, count=10) for step in range(7)])
+    batches = np.concatenate(
+        [indices(seed=3, start=4 * step, length=4, count=10) for step in range(7)]
+    )
     np.testing.assert_array_equal(batches, found[:28])
 
 

@@ -45,7 +45,9 @@ def test_training_batches_follow_the_sequence_from_any_step(storage):
         for step, batch in zip(range(start, start + 4), batches, strict=False):
             expected = indices(5, 4 * step, 4, 10)
             np.testing.assert_array_equal(batch["index"], expected)
-            np.testing.assert_array_equal(batch["inputs"], expected[:, None, None, None] * np.ones((1, 6, 6, 3)))
+            np.testing.assert_array_equal(
+                batch["inputs"], expected[:, None, None, None] * np.ones((1, 6, 6, 3))
+            )
             np.testing.assert_array_equal(batch["targets"], expected % 2)
             assert batch["inputs"].dtype == np.uint8 and batch["weight"].tolist() == [1.0] * 4
         batches.close()
@@ -70,7 +72,9 @@ def test_fingerprint_follows_data_and_preprocessing():
     config = build().data
     prints = {
         pipeline.make_split(Numbered(4), preprocess, config, size=size).fingerprint
-        for preprocess, size in itertools.product((PREPROCESS, ImagePreprocess(size=6, resize=8)), (6, 8))
+        for preprocess, size in itertools.product(
+            (PREPROCESS, ImagePreprocess(size=6, resize=8)), (6, 8)
+        )
     }
     assert len(prints) == 4
 

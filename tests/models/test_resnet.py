@@ -96,7 +96,7 @@ def test_keys_are_exactly_the_originals_and_survive_the_round_trip(name):
     found = leaves(abstract_model(name, num_classes=meta.num_classes))
     assert conversion.unknown == ()
     assert {path: a.shape for path, a in conversion.arrays.items()} == {
-        p: l.shape for p, l in found.items()
+        p: leaf.shape for p, leaf in found.items()
     }
     back = table.to_source(conversion.arrays, conversion.carried)
     assert back.keys() == arrays.keys()

@@ -15,12 +15,16 @@ from tlx.weights.meta import WeightsMeta
 
 def state_at(step):
     moments = (jnp.full((2, 3), step + 0.5), jnp.int32(step))
-    return TrainState({"head.kernel": jnp.full((2, 3), float(step))}, {"bn.mean": jnp.arange(3.0) + step}, moments)
+    return TrainState(
+        {"head.kernel": jnp.full((2, 3), float(step))}, {"bn.mean": jnp.arange(3.0) + step}, moments
+    )
 
 
 def shapes():
     sharding = replicated(make_mesh())
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_at(0))
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), state_at(0)
+    )
 
 
 @pytest.fixture
@@ -35,7 +39,9 @@ def same(one, two):
 
 
 def test_what_was_saved_comes_back_whole(checkpoints):
-    progress = Progress(step=5, best_step=4, best_value=0.75, fingerprint="data", base="hash", seconds=1.5)
+    progress = Progress(
+        step=5, best_step=4, best_value=0.75, fingerprint="data", base="hash", seconds=1.5
+    )
     checkpoints.save(state_at(5), progress)
     checkpoints.wait()
     state, found, problems = checkpoints.restore(shapes())
@@ -67,14 +73,19 @@ def test_donating_the_state_after_saving_does_not_reach_the_checkpoint(checkpoin
     state = overwrite(state)
     jax.block_until_ready(state)
     checkpoints.wait()
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     found, _, _ = checkpoints.restore(wanted)
     assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(found))
 
 
 def flip_a_bit(folder):
     """Flips one bit in the largest array file."""
-    path = max((p for p in (folder / "state").rglob("*") if p.is_file() and p.parent.name == "d"), key=lambda p: p.stat().st_size)
+    path = max(
+        (p for p in (folder / "state").rglob("*") if p.is_file() and p.parent.name == "d"),
+        key=lambda p: p.stat().st_size,
+    )
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(bytes(data))
@@ -84,14 +95,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
     found = Checkpoints(tmp_path, keep_last=3)
     rng = np.random.default_rng(0)
     for step in (1, 2):
-        state = jax.tree.map(lambda x: jnp.asarray(rng.standard_normal((64, 64)), jnp.float32), state_at(0))
+        state = jax.tree.map(
+            lambda x: jnp.asarray(rng.standard_normal((64, 64)), jnp.float32), state_at(0)
+        )
         found.save(state, Progress(step=step))
         found.wait()
-    wanted = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
+    wanted = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
+    )
     flip_a_bit(found.folder / "2")
     _, progress, problems = found.restore(wanted)
     assert progress.step == 1
-    assert len(problems) == 1 and str(found.folder / "2") in problems[0] and "damaged" in problems[0]
+    assert (
+        len(problems) == 1 and str(found.folder / "2") in problems[0] and "damaged" in problems[0]
+    )
     found.drop_after(1)
     assert found.steps() == [1]
     shutil.rmtree(found.folder / "1" / "state")
@@ -105,7 +122,11 @@ def test_base_weights_are_checked_by_hash(tmp_path):
     digest = save_base(tmp_path, frozen, WeightsMeta("resnet18"))
     sharding = replicated(make_mesh())
     values, again = load_base(tmp_path, tuple(frozen), sharding)
-    assert again == digest and same(values, {path: values[path] for path in frozen}) and same(values, frozen)
+    assert (
+        again == digest
+        and same(values, {path: values[path] for path in frozen})
+        and same(values, frozen)
+    )
     facts = json.loads((tmp_path / "base" / "base.json").read_text())
     facts["content_hash"] = "0" * 64
     (tmp_path / "base" / "base.json").write_text(json.dumps(facts))

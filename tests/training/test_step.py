@@ -25,7 +25,9 @@ class Fixture:
     """A setup, its state and its compiled step."""
 
     def __init__(self, **fields):
-        self.config = config_lib.build(SMALL, {name.replace("__", "."): v for name, v in fields.items()})
+        self.config = config_lib.build(
+            SMALL, {name.replace("__", "."): v for name, v in fields.items()}
+        )
         self.setup = run.prepare(self.config)
         self.tuning = run.prepare_tuning(self.setup)
         sharding = replicated(self.setup.mesh)
@@ -108,7 +110,9 @@ def test_head_only_costs_the_forward_pass():
 
 
 def test_gradient_norm_is_that_of_the_trainable_leaves():
-    head, full = (Fixture(tune__method=method, tune__batchnorm="frozen") for method in ("head", "full"))
+    head, full = (
+        Fixture(tune__method=method, tune__batchnorm="frozen") for method in ("head", "full")
+    )
     one, two = head.train(1)[0], full.train(1)[0]
     np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-6)
     assert 0 < one["grad_norm"] < two["grad_norm"]
@@ -147,7 +151,9 @@ def test_three_full_steps_equal_pytorchs():
     (table,) = family("resnet20_cifar").key_tables("resnet20_cifar")
     original = torch_model("resnet20_cifar").train()
     arrays = table.to_source({path: np.asarray(value) for path, value in it.values.items()})
-    original.load_state_dict({k: torch.tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}, strict=False)
+    original.load_state_dict(
+        {k: torch.tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}, strict=False
+    )
     optimizer = torch.optim.SGD(original.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
@@ -155,7 +161,9 @@ def test_three_full_steps_equal_pytorchs():
     theirs = []
     for _, batch in zip(range(3), batches, strict=False):
         x = normalize(batch["inputs"], it.setup.model.meta.preprocess).transpose(0, 3, 1, 2)
-        loss = criterion(original(torch.from_numpy(x.copy())), torch.from_numpy(batch["targets"]).long())
+        loss = criterion(
+            original(torch.from_numpy(x.copy())), torch.from_numpy(batch["targets"]).long()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -163,8 +171,12 @@ def test_three_full_steps_equal_pytorchs():
         theirs.append(loss.item())
     ours = [float(metrics["loss"]) for metrics in it.train(3)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
-    trained = table.to_source({k: np.asarray(v) for k, v in all_values(it.state, it.frozen).items()})
+    trained = table.to_source(
+        {k: np.asarray(v) for k, v in all_values(it.state, it.frozen).items()}
+    )
     expected = original.state_dict()
     for name, value in trained.items():
         theirs = expected[name].numpy()
-        np.testing.assert_allclose(value, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1e-3), err_msg=name)
+        np.testing.assert_allclose(
+            value, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1e-3), err_msg=name
+        )

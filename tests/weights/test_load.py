@@ -85,7 +85,7 @@ def test_unknown_keys_and_other_shapes_are_named(write):
 
 def test_weights_of_another_architecture_are_refused(write):
     with pytest.raises(
-        InputError, match="lacks .* of the .* values of resnet18|does not look like resnet18"
+        InputError, match=r"lacks .* of the .* values of resnet18|does not look like resnet18"
     ):
         create_model("resnet18", weights=write(arrays_of()))
     with pytest.raises(InputError, match="does not look like"):
@@ -95,9 +95,7 @@ def test_weights_of_another_architecture_are_refused(write):
     with pytest.raises(
         InputError, match=r"holds resnet20_cifar weights .* the model is resnet32_cifar"
     ):
-        create_model(
-            "resnet32_cifar", weights=write(arrays_of(), "resnet20-12fca82f.th")
-        )
+        create_model("resnet32_cifar", weights=write(arrays_of(), "resnet20-12fca82f.th"))
 
 
 def test_head_is_kept_only_when_the_class_names_match(write):
@@ -167,7 +165,7 @@ def test_tags_and_missing_files():
         InputError, match=r"no weights 'tv_in2k' for resnet18; did you mean 'tv_in1k'"
     ):
         create_model("resnet18", weights="tv_in2k")
-    with pytest.raises(FileNotFoundError, match="no weights file nowhere/net.pth"):
+    with pytest.raises(FileNotFoundError, match=r"no weights file nowhere/net\.pth"):
         create_model("resnet18", weights="nowhere/net.pth")
 
 

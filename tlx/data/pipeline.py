@@ -175,10 +175,14 @@ def _streamed(
     length = len(split) if stop is not None else 2**40
     source = _StreamedRows(split, index_of, batch_size, length)
     # Batched before it becomes an iterator: worker processes then take turns by whole batches.
-    dataset = grain.MapDataset.source(source)[start * batch_size :].batch(batch_size, drop_remainder=False)
+    dataset = grain.MapDataset.source(source)[start * batch_size :].batch(
+        batch_size, drop_remainder=False
+    )
     # Threads decode ahead; PIL releases the interpreter's lock.
     threads = max(os.cpu_count() or 1, 2)
-    stream = dataset.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads))
+    stream = dataset.to_iter_dataset(
+        grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    )
     if split.workers:
         from absl import flags
 

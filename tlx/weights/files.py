@@ -124,6 +124,7 @@ def write_safetensors(
     try:
         with replacing(path) as temporary:
             save_file(plain, temporary, metadata=dict(metadata) if metadata else None)
+            temporary.chmod(0o644)  # the library makes files that only their owner can read
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
     except (SafetensorError, KeyError) as error:

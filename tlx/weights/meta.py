@@ -55,10 +55,10 @@ class WeightsMeta:
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> WeightsMeta:
         """Reads what `to_json` wrote."""
-        values = dict(values)
-        preprocess = {
-            key: tuple(value) if isinstance(value, list) else value
-            for key, value in values.pop("preprocess").items()
-        }
-        values["class_names"] = tuple(values.get("class_names", ()))
-        return cls(preprocess=ImagePreprocess(**preprocess), **values)
+        facts = {name: _tuple(value) for name, value in values.items() if name != "preprocess"}
+        preprocess: dict[str, Any] = {k: _tuple(v) for k, v in values["preprocess"].items()}
+        return cls(preprocess=ImagePreprocess(**preprocess), **facts)
+
+
+def _tuple(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -1,0 +1,275 @@
+"""The command line as a process: what a user sees, the exit codes, interruption and resumption."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import tlx
+from tlx.models.leaves import values
+
+ROOT = Path(__file__).parent.parent
+DIGITS = str(ROOT / "configs" / "digits.py")
+
+# A few seconds of work: ResNet-20 on 8x8 digits, from scratch.
+SMALL = (
+    f"--config={DIGITS}",
+    "--config.model.weights=none",
+    "--config.data.image_size=8",
+    "--config.data.resize=8",
+    "--config.train.batch_size=8",
+    "--config.train.log_every=2",
+)
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "tlx.main", *map(str, arguments)]
+
+
+def run(*arguments, cwd=None, env=None):
+    return subprocess.run(
+        command(*arguments),
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        timeout=400,
+    )
+
+
+def refused(*arguments, cwd=None, env=None):
+    """Runs, expects exit code 2 and one readable line, and returns that line."""
+    done = run(*arguments, cwd=cwd, env=env)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2, done.stderr
+    assert lines[-1].startswith("error: ") and "Traceback" not in done.stderr
+    return lines[-1]
+
+
+def records(workdir):
+    return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_training_writes_everything_and_the_same_command_says_it_is_complete(tmp_path):
+    workdir = tmp_path / "run"
+    arguments = (
+        *SMALL,
+        f"--workdir={workdir}",
+        "--config.train.steps=4",
+        "--config.data.val_fraction=0.2",
+    )
+    done = run(*arguments)
+    assert done.returncode == 0, done.stderr
+    assert "trained: 269,722 of 269,722 parameters" in done.stdout
+    assert (
+        "step 4/4" in done.stdout and "val loss" in done.stdout and "test: accuracy" in done.stdout
+    )
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert (
+        summary["steps"] == 4 and summary["params/trainable"] == summary["params/total"] == 269_722
+    )
+    assert summary["test/examples"] == 1697 and 0 <= summary["test/accuracy"] <= 1
+    assert summary["compilations/train_step"] == summary["compilations/eval_step"] == 1
+    assert {r["step"] for r in records(workdir)} >= {2, 4}
+    report = (workdir / "report.md").read_text()
+    for picture in ("curves", "confusion", "mistakes"):
+        assert f"report/{picture}.png" in report
+        assert Image.open(workdir / "report" / f"{picture}.png").size > (200, 100)
+    assert list((workdir / "tensorboard").iterdir())
+    before = (workdir / "summary.json").read_bytes()
+    again = run(*arguments)
+    assert again.returncode == 0 and "this run is complete (4 steps)" in again.stdout
+    assert (workdir / "summary.json").read_bytes() == before
+
+    evaluated = run("--mode=evaluate", f"--workdir={workdir}")
+    assert evaluated.returncode == 0, evaluated.stderr
+    found = json.loads((workdir / "evaluation.json").read_text())
+    assert (
+        found["test/correct"] == summary["test/correct"]
+        and found["test/loss"] == summary["test/loss"]
+    )
+
+    other = refused(*arguments, "--config.optimizer.lr=0.5")
+    assert "holds another run (optimizer.lr: 0.001 -> 0.5)" in other
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_resumes_and_ends_with_the_same_bits(tmp_path, number):
+    steps = (
+        "--config.train.steps=24",
+        "--config.checkpoint.every=5",
+        "--config.data.augment=pad_crop:1,flip",
+    )
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(*SMALL, *steps, f"--workdir={whole}").returncode == 0
+
+    process = subprocess.Popen(
+        command(*SMALL, *steps, f"--workdir={parts}"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stdout:
+        if line.startswith("step "):
+            process.send_signal(number)
+            break
+    rest, errors = process.communicate(timeout=300)
+    assert process.returncode == 75, errors
+    assert "interrupted at step" in rest and "The same command goes on from there" in rest
+    assert "--config.train.steps=24" in rest
+    assert not (parts / "summary.json").exists()
+
+    again = run(*SMALL, *steps, f"--workdir={parts}")
+    assert again.returncode == 0, again.stderr
+    assert "resuming at step" in again.stdout
+    one, two = values(tlx.load(whole)), values(tlx.load(parts))
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
+    assert [r["step"] for r in records(whole)] == sorted({r["step"] for r in records(whole)})
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
+    steps = ("--config.train.steps=24", "--config.checkpoint.every=4")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert run(*SMALL, *steps, f"--workdir={whole}").returncode == 0
+    process = subprocess.Popen(
+        command(*SMALL, *steps, f"--workdir={parts}"), stdout=subprocess.PIPE, text=True
+    )
+    for line in process.stdout:
+        if line.startswith("step 10/"):
+            process.kill()
+            break
+    process.communicate(timeout=60)
+    again = run(*SMALL, *steps, f"--workdir={parts}")
+    assert again.returncode == 0, again.stderr
+    one, two = values(tlx.load(whole)), values(tlx.load(parts))
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
+
+
+def picture_folder(root, classes=("ant", "bee"), count=6):
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            pixels = rng.integers(0, 128, (20, 24, 3)) + 100 * label
+            Image.fromarray(pixels.astype(np.uint8)).save(root / name / f"{i}.png")
+    return root
+
+
+FOLDER = (
+    f"--config={ROOT / 'configs' / 'folder.py'}",
+    "--config.model.name=resnet20_cifar",
+    "--config.model.weights=glyphs",
+    "--config.tune.freeze_stages=3",
+    "--config.data.val_fraction=0",
+    "--config.train.steps=2",
+    "--config.train.batch_size=4",
+)
+
+
+def test_own_pictures_and_a_partly_frozen_network(tmp_path):
+    root = picture_folder(tmp_path / "my pictures")
+    done = run(*FOLDER, f"--config.data.root={root}", f"--workdir={tmp_path / 'run'}")
+    assert done.returncode == 0, done.stderr
+    assert "frozen    stem layer1 layer2" in done.stdout
+    assert "frozen values are bit-identical" in done.stdout
+    model = tlx.load(tmp_path / "run")
+    assert model.meta.class_names == ("ant", "bee")
+    picture = Image.open(root / "ant" / "0.png")
+    assert model(tlx.preprocess(model)(picture)[None]).shape == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ((), "--config=FILE is missing"),
+        (("--config=configs/absent.py",), "no config file configs/absent.py"),
+        (("--confg=x",), "did you mean '--config'"),
+        (("--config",), "--config needs a value"),
+        (("train",), "unknown argument 'train'"),
+        ((f"--config={DIGITS}", "--mode=evalute"), "did you mean 'evaluate'"),
+        ((f"--config={DIGITS}", "--config.train.epoch=3"), "did you mean 'train.epochs'"),
+        ((f"--config={DIGITS}", "--config.train.steps=ten"), "expected int"),
+        (
+            (f"--config={DIGITS}", "--config.model.name=resnet19"),
+            "unknown model 'resnet19'; did you mean",
+        ),
+        (
+            (f"--config={DIGITS}", "--config.data.source=folder", "--config.data.root=absent"),
+            "absent",
+        ),
+        ((f"--config={DIGITS}", "--config.model.weights=absent.pth"), "no weights file absent.pth"),
+        (
+            (f"--config={DIGITS}", "--config.tune.method=partial", "--config.tune.freeze_stages=9"),
+            "4 stages: stem",
+        ),
+        ((f"--config={DIGITS}", "--config.data.augment=flop"), "did you mean 'flip'"),
+        ((f"--config={DIGITS}", "--config.optimizer.warmup=500"), "longer than the run"),
+        (
+            (f"--config={DIGITS}", "--config.model.weights=none", "--mode=evaluate"),
+            "nothing to evaluate",
+        ),
+        (("--workdir=absent",), "absent holds no run"),
+    ],
+)
+def test_wrong_input_gets_one_line_exit_code_2_and_nothing_written(tmp_path, arguments, says):
+    workdir = ("--workdir=run",) if any(a.startswith("--config=") for a in arguments) else ()
+    assert says in refused(*arguments, *workdir, cwd=tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_pictures_and_bad_weights_are_named(tmp_path):
+    root = picture_folder(tmp_path / "data")
+    (root / "ant" / "broken.png").write_bytes((root / "ant" / "0.png").read_bytes()[:60])
+    arguments = (*FOLDER, f"--config.data.root={root}", f"--workdir={tmp_path / 'run'}")
+    assert "broken.png" in refused(*arguments)
+    assert not (tmp_path / "run").exists()
+    done = run(*arguments, "--config.data.on_bad_image=skip")
+    assert done.returncode == 0, done.stderr
+    assert "broken.png" in done.stdout
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["skipped_images"] == 1
+
+    (tmp_path / "empty" / "ant").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "empty" / "ant" / "a.png")
+    (tmp_path / "empty" / "bee").mkdir()
+    assert "bee" in refused(*FOLDER, f"--config.data.root={tmp_path / 'empty'}")
+
+    weights = tmp_path / "net.safetensors"
+    weights.write_bytes(b"\x10\0\0\0\0\0\0\0{garbage")
+    assert "net.safetensors" in refused(*SMALL, f"--config.model.weights={weights}")
+
+
+def test_no_network_no_weights_fails_at_once_and_says_where_to_put_them(tmp_path):
+    arguments = (f"--config={ROOT / 'configs' / 'seed.py'}", "--config.data.source=digits")
+    said = refused(
+        *arguments, cwd=tmp_path, env={"TLX_CACHE": str(tmp_path / "cache"), "TLX_OFFLINE": "1"}
+    )
+    assert (
+        "resnet18-f37072fd.pth" in said
+        and str(tmp_path / "cache") in said
+        and "configs/digits.py" in said
+    )
+
+
+def test_help_and_fields():
+    assert "--config.FIELD=VALUE" in run("--help").stdout
+    assert "--config.optimizer.lr=0.01" in run("--fields").stdout
+
+
+def test_no_space_left_is_one_line(tmp_path):
+    code = (
+        "import errno, sys; from tlx import main, run\n"
+        "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device', 'metrics.jsonl')\n"
+        "run.finetune = full; sys.exit(main.main(sys.argv[1:]))"
+    )
+    arguments = [sys.executable, "-c", code, *SMALL, f"--workdir={tmp_path / 'run'}"]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 2
+    assert done.stderr.strip() == "error: no space left on the disk (metrics.jsonl)"
