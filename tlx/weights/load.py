@@ -124,11 +124,13 @@ def listing(names: Iterable[str], limit: int = 24) -> str:
     names = list(names)
     if len(names) <= limit:
         return ", ".join(names)
-    parents: dict[str, int] = {}
+    parents: dict[str, list[str]] = {}
     for name in names:
-        parent = ".".join(name.split(".")[:2])
-        parents[parent] = parents.get(parent, 0) + 1
-    return ", ".join(f"{parent}.* ({count})" for parent, count in parents.items())
+        parents.setdefault(".".join(name.split(".")[:2]), []).append(name)
+    return ", ".join(
+        f"{parent}.* ({len(found)})" if len(found) > 1 else found[0]
+        for parent, found in parents.items()
+    )
 
 
 def _matching(pattern: str, found: Mapping[str, Leaf]) -> set[str]:
