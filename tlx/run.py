@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.metadata
 import json
 import platform
 import sys
@@ -46,6 +47,7 @@ from tlx.weights.meta import WeightsMeta
 from tlx.workdir import Workdir
 
 WORST_KEPT = 24  # mistakes shown in the report
+PACKAGES = ("tlx", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,6 +179,7 @@ def evaluate(config: Config | Mapping[str, Any], workdir: str | Path) -> dict[st
     summary = _facts(setup, "evaluate") | {
         "steps": step,
         "seconds": time.perf_counter() - begun,
+        "compilations/eval_step": setup.eval_step._cache_size(),  # type: ignore[attr-defined]
         **{f"{name}/{key}": value for key, value in found.summary().items()},
     }
     folder.path.mkdir(parents=True, exist_ok=True)
@@ -473,11 +476,8 @@ def _facts(setup: Setup, mode: str) -> dict[str, Any]:
         "device": f"{device.platform} {device.device_kind}",
         "devices": jax.device_count(),
         "dtype": setup.dtype,
-        "versions": {
-            "python": platform.python_version(),
-            "jax": jax.__version__,
-            "numpy": np.__version__,
-        },
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
 import json
 import logging
 import math
+import os
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -31,6 +33,8 @@ from tlx.models.leaves import Values
 from tlx.training.state import TrainState
 from tlx.weights.files import content_hash, read_weights, write_safetensors
 from tlx.weights.meta import WeightsMeta
+
+_ORBAX_LOG = logging.getLogger("absl")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +70,9 @@ class Checkpoints:
     def __init__(self, workdir: Path, *, keep_last: int):
         self.folder = workdir.absolute() / "checkpoints"
         self._keep = _Keep(keep_last)
+        # Orbax logs every save and, from its threads, tracebacks of errors that it raises later anyway.
+        self._log_level = _ORBAX_LOG.level
+        _ORBAX_LOG.setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
             preservation_policy=self._keep, cleanup_tmp_directories=True, create=True
         )
@@ -83,7 +90,7 @@ class Checkpoints:
         meta = dataclasses.asdict(progress) | {"checksums": _checksums(arrays)}
         if not math.isfinite(progress.best_value):
             meta["best_value"] = None
-        with _quiet():
+        with _disk_errors(self.folder):
             self._manager.save(
                 progress.step,
                 args=ocp.args.Composite(
@@ -94,12 +101,16 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk; raises what went wrong in the background."""
-        with _quiet():
+        with _disk_errors(self.folder):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and lets go of the folder."""
-        self._manager.close()
+        try:
+            with _disk_errors(self.folder):
+                self._manager.close()
+        finally:
+            _ORBAX_LOG.setLevel(self._log_level)
 
     def steps(self) -> list[int]:
         """Returns the steps that there are checkpoints of, oldest first."""
@@ -146,7 +157,7 @@ class Checkpoints:
         shapes = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flatten(state)
         )
-        with _quiet():
+        with _disk_errors(self.folder):
             found = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -216,12 +227,11 @@ def _checksums(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Orbax reports every save through absl; its warnings are about options that are its own."""
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+def _disk_errors(folder: Path) -> Iterator[None]:
+    """Orbax raises what its threads met when it is next called, a full disk as a ValueError."""
     try:
         yield
-    finally:
-        logger.setLevel(level)
+    except Exception as error:
+        if "No space left on device" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise

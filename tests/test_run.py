@@ -1,0 +1,155 @@
+"""Fine-tuning, evaluation and loading as calls, on data small enough for a few seconds."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import tlx
+from tlx.errors import InputError
+from tlx.models.leaves import values
+from tlx.training.checkpoint import Checkpoints
+from tlx.weights.files import write_safetensors
+
+
+def write_data(path, classes=3, train=24, test=10, seed=0):
+    """Pictures whose brightness is their class."""
+    rng = np.random.default_rng(seed)
+    arrays = {"class_names": np.array([f"level {i}" for i in range(classes)])}
+    for split, count in (("train", train), ("test", test)):
+        labels = np.arange(count) % classes
+        noise = rng.integers(0, 40, (count, 8, 8))
+        arrays[f"{split}_images"] = (noise + 70 * labels[:, None, None]).astype(np.uint8)
+        arrays[f"{split}_labels"] = labels.astype(np.int32)
+    np.savez(path, **arrays)
+    return path
+
+
+@pytest.fixture
+def config(tmp_path):
+    return {
+        "model.name": "resnet20_cifar",
+        "data.source": "npz",
+        "data.root": str(write_data(tmp_path / "levels.npz")),
+        "data.image_size": 8,
+        "data.resize": 8,
+        "train.batch_size": 8,
+        "train.steps": 6,
+        "optimizer.lr": 0.02,
+    }
+
+
+def test_the_best_checkpoint_by_validation_is_what_is_tested_and_loaded(tmp_path, config):
+    fields = config | {
+        "data.val_fraction": 0.25,
+        "eval.every": "1",
+        "train.steps": 8,
+        "checkpoint.keep_last": 1,
+    }
+    summary = tlx.finetune(fields, tmp_path / "run")
+    records = [
+        json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    ]
+    curve = {r["step"]: r["val/accuracy"] for r in records if "val/accuracy" in r}
+    best = max(curve, key=lambda step: (curve[step], -step))
+    assert summary["checkpoint"] == "best" and summary["best_step"] == best
+    assert summary["val/accuracy"] == curve[best]
+    checkpoints = Checkpoints(tmp_path / "run", keep_last=1)
+    assert checkpoints.steps() == sorted({best, 8})
+    checkpoints.close()
+    again = tlx.evaluate(fields, tmp_path / "run")
+    assert again["test/loss"] == summary["test/loss"] and again["steps"] == best
+    last = tlx.evaluate(fields | {"eval.checkpoint": "last"}, tmp_path / "run")
+    assert last["steps"] == 8
+
+
+def test_the_workdir_alone_is_enough_to_load(tmp_path, config):
+    source = tlx.create_model("resnet20_cifar", num_classes=5, seed=3)
+    tlx.save_weights(source, tmp_path / "net.safetensors")
+    fields = config | {"model.weights": str(tmp_path / "net.safetensors"), "tune.method": "head"}
+    tlx.finetune(fields, tmp_path / "run")
+    (tmp_path / "net.safetensors").unlink()
+    shutil.move(tmp_path / "run", tmp_path / "moved")
+    model = tlx.load(tmp_path / "moved")
+    before, after = values(source), values(model)
+    for path in before:
+        if not path.startswith("head."):
+            np.testing.assert_array_equal(before[path], after[path])
+    assert model.meta.class_names == ("level 0", "level 1", "level 2")
+    # A head-only checkpoint holds the head and its momentum: 195 numbers, twice.
+    arrays = sum(f.stat().st_size for f in (tmp_path / "moved" / "checkpoints").rglob("d/*"))
+    assert arrays < 20_000
+
+
+def test_preprocessing_travels_with_the_model(tmp_path, config):
+    tlx.finetune(
+        config | {"data.mean": "0.5,0.5,0.5", "data.std": "0.25,0.25,0.25"}, tmp_path / "run"
+    )
+    model = tlx.load(tmp_path / "run")
+    prepared = tlx.preprocess(model)(np.full((8, 8, 3), 255, np.uint8))
+    np.testing.assert_allclose(prepared, np.full((8, 8, 3), 2.0))
+
+
+def test_other_data_than_the_run_was_trained_on_is_refused(tmp_path, config):
+    fields = config | {"train.steps": 4, "checkpoint.every": "2"}
+    tlx.finetune(fields, tmp_path / "run")
+    (tmp_path / "run" / "summary.json").unlink()
+    write_data(tmp_path / "levels.npz", seed=1)
+    with pytest.raises(InputError, match="was trained on other data"):
+        tlx.finetune(fields, tmp_path / "run")
+    write_data(tmp_path / "levels.npz", classes=4)
+    with pytest.raises(InputError, match=r"was trained on 3 classes .* the data has 4"):
+        tlx.evaluate(fields, tmp_path / "run")
+
+
+def test_changed_frozen_weights_are_refused(tmp_path, config):
+    fields = config | {"tune.method": "head", "train.steps": 4, "checkpoint.every": "2"}
+    tlx.finetune(fields, tmp_path / "run")
+    base = tmp_path / "run" / "base" / "frozen.safetensors"
+    from tlx.weights.files import read_weights
+
+    arrays = {name: np.array(array) for name, array in read_weights(base).items()}
+    arrays["stem.bn.mean"] += 1
+    write_safetensors(arrays, base, {})
+    with pytest.raises(InputError, match="does not hold this run's frozen weights"):
+        tlx.load(tmp_path / "run")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path, config):
+    with pytest.raises(InputError, match=r"the loss is not finite at step \d+: lower optimizer.lr"):
+        tlx.finetune(
+            config | {"optimizer.lr": 1e6, "optimizer.schedule": "constant", "train.log_every": 1},
+            tmp_path / "run",
+        )
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+def test_nothing_to_do_and_unknown_metric(tmp_path, config):
+    with pytest.raises(InputError, match="nothing to do"):
+        tlx.finetune(config | {"train.steps": 0, "train.epochs": 0}, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_streamed_and_in_memory_data_train_to_the_same_bits(tmp_path, config):
+    runs = {}
+    for storage in ("memory", "stream"):
+        tlx.finetune(config | {"data.storage": storage, "train.steps": 4}, tmp_path / storage)
+        runs[storage] = values(tlx.load(tmp_path / storage))
+    for path, value in runs["memory"].items():
+        np.testing.assert_array_equal(value, runs["stream"][path])
+
+
+@pytest.mark.shared
+def test_the_cifar_resnet20_is_right_as_often_as_the_original(tmp_path, shared):
+    fields = {
+        "model.name": "resnet20_cifar",
+        "model.weights": str(shared / "weights" / "resnet20-12fca82f.th"),
+        "data.source": "tfds:cifar10",
+        "data.root": str(shared / "data" / "tfds"),
+        "eval.batch_size": 500,
+    }
+    summary = tlx.evaluate(fields, tmp_path / "run")
+    assert abs(summary["test/correct"] - 8103) <= 3
+    assert summary["test/examples"] == 10_000
+    assert summary["compilations/eval_step"] == 1
