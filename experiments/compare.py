@@ -1,6 +1,6 @@
 """Writes FOLDER/table.md from FOLDER/tlx.json and FOLDER/pytorch_reference.json: mean and standard deviation over seeds.
 
-  python experiments/compare.py experiments/cifar_resnet20
+python experiments/compare.py experiments/cifar_resnet20
 """
 
 from __future__ import annotations

@@ -139,7 +139,8 @@ def test_an_interrupted_run_saves_resumes_and_ends_with_the_same_bits(tmp_path, 
     one, two = values(tlx.load(whole)), values(tlx.load(parts))
     for path in one:
         np.testing.assert_array_equal(one[path], two[path], err_msg=path)
-    assert [r["step"] for r in records(whole)] == sorted({r["step"] for r in records(whole)})
+    steps = [r["step"] for r in records(parts)]
+    assert steps == sorted(set(steps)) and set(steps) >= {r["step"] for r in records(whole)}
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):

@@ -1,7 +1,9 @@
 """Fine-tuning, evaluation and loading as calls, on data small enough for a few seconds."""
 
 import json
+import os
 import shutil
+import signal
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import tlx
 from tlx.errors import InputError
 from tlx.models.leaves import values
 from tlx.training.checkpoint import Checkpoints
+from tlx.training.loop import Interrupted
 from tlx.weights.files import write_safetensors
 
 
@@ -55,9 +58,8 @@ def test_the_best_checkpoint_by_validation_is_what_is_tested_and_loaded(tmp_path
     best = max(curve, key=lambda step: (curve[step], -step))
     assert summary["checkpoint"] == "best" and summary["best_step"] == best
     assert summary["val/accuracy"] == curve[best]
-    checkpoints = Checkpoints(tmp_path / "run", keep_last=1)
-    assert checkpoints.steps() == sorted({best, 8})
-    checkpoints.close()
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert checkpoints.steps() == sorted({best, 8})
     again = tlx.evaluate(fields, tmp_path / "run")
     assert again["test/loss"] == summary["test/loss"] and again["steps"] == best
     last = tlx.evaluate(fields | {"eval.checkpoint": "last"}, tmp_path / "run")
@@ -68,9 +70,12 @@ def test_the_workdir_alone_is_enough_to_load(tmp_path, config):
     source = tlx.create_model("resnet20_cifar", num_classes=5, seed=3)
     tlx.save_weights(source, tmp_path / "net.safetensors")
     fields = config | {"model.weights": str(tmp_path / "net.safetensors"), "tune.method": "head"}
-    tlx.finetune(fields, tmp_path / "run")
+    summary = tlx.finetune(fields, tmp_path / "run")
     (tmp_path / "net.safetensors").unlink()
     shutil.move(tmp_path / "run", tmp_path / "moved")
+    assert tlx.evaluate(fields, tmp_path / "moved")["test/loss"] == summary["test/loss"]
+    (tmp_path / "moved" / "summary.json").unlink()
+    assert tlx.finetune(fields, tmp_path / "moved")["test/loss"] == summary["test/loss"]
     model = tlx.load(tmp_path / "moved")
     before, after = values(source), values(model)
     for path in before:
@@ -99,8 +104,9 @@ def test_other_data_than_the_run_was_trained_on_is_refused(tmp_path, config):
     with pytest.raises(InputError, match="was trained on other data"):
         tlx.finetune(fields, tmp_path / "run")
     write_data(tmp_path / "levels.npz", classes=4)
-    with pytest.raises(InputError, match=r"was trained on 3 classes .* the data has 4"):
-        tlx.evaluate(fields, tmp_path / "run")
+    for call in (tlx.evaluate, tlx.finetune):
+        with pytest.raises(InputError, match=r"was trained on 3 classes .* the data has 4"):
+            call(fields, tmp_path / "run")
 
 
 def test_changed_frozen_weights_are_refused(tmp_path, config):
@@ -112,7 +118,9 @@ def test_changed_frozen_weights_are_refused(tmp_path, config):
     arrays = {name: np.array(array) for name, array in read_weights(base).items()}
     arrays["stem.bn.mean"] += 1
     write_safetensors(arrays, base, {})
-    with pytest.raises(InputError, match="does not hold this run's frozen weights"):
+    with pytest.raises(
+        InputError, match="does not hold the frozen weights that the checkpoint was made on"
+    ):
         tlx.load(tmp_path / "run")
 
 
@@ -128,7 +136,54 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path, config):
 def test_nothing_to_do_and_unknown_metric(tmp_path, config):
     with pytest.raises(InputError, match="nothing to do"):
         tlx.finetune(config | {"train.steps": 0, "train.epochs": 0}, tmp_path / "run")
+    with pytest.raises(InputError, match=r"'acuracy'; did you mean 'accuracy'\?; with 3 classes"):
+        tlx.finetune(config | {"eval.metric": "acuracy"}, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_stop_during_validation_saves_what_was_reached(tmp_path, config, monkeypatch):
+    from tlx.setup import Setup
+
+    fields = config | {"data.val_fraction": 0.25, "eval.every": "2", "checkpoint.every": "0"}
+    evaluate, calls = Setup.evaluate, []
+
+    def stopped_in_the_second(self, split, values):
+        calls.append(1)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return evaluate(self, split, values)
+
+    monkeypatch.setattr(Setup, "evaluate", stopped_in_the_second)
+    with pytest.raises(Interrupted, match="interrupted at step 4 of 6"):
+        tlx.finetune(fields, tmp_path / "run")
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        assert 4 in checkpoints.steps()
+
+
+def test_two_processes_do_not_train_in_one_workdir(tmp_path, config):
+    from tlx.workdir import Workdir
+
+    with (
+        Workdir(tmp_path / "run").locked(),
+        pytest.raises(InputError, match="another process is training"),
+    ):
+        tlx.finetune(config, tmp_path / "run")
+
+
+def test_a_broken_picture_in_streamed_data_keeps_what_was_reached(tmp_path, config, monkeypatch):
+    from tlx.data.npz import ArrayExamples
+
+    image = ArrayExamples.image
+
+    def broken(self, index):
+        if index == 7 and len(self) == 24:
+            raise InputError("train[7]: broken")
+        return image(self, index)
+
+    monkeypatch.setattr(ArrayExamples, "image", broken)
+    fields = config | {"data.storage": "stream", "train.batch_size": 2, "train.steps": 30}
+    with pytest.raises(InputError, match="broken"):
+        tlx.finetune(fields, tmp_path / "run")
 
 
 def test_streamed_and_in_memory_data_train_to_the_same_bits(tmp_path, config):

@@ -28,7 +28,7 @@ from tlx.errors import InputError, InputFileNotFoundError
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    name: str = "resnet18"  # python -m tlx.models lists them
+    name: str = "resnet18"  # tlx.list_models() names them
     weights: str = (
         "none"  # a tag (tv_in1k), a path (.pth, .th, .safetensors), or none: from scratch
     )
@@ -49,7 +49,7 @@ class DataConfig:
     val_split: str = ""  # "": val_fraction of the training split
     test_split: str = "test"
     val_fraction: float = 0.0  # carved from training with the seed, stratified by class
-    test_fraction: float = 0.0  # likewise, where the source has no test or validation split
+    test_fraction: float = 0.0  # likewise, where the source has no test split; 0: a fifth
     labels_per_class: int = 0  # training examples kept for each class, drawn with the seed; 0: all
     image_size: int = 0  # pixels; 0: what the weights were trained with
     resize: int = 0  # pixels, short side before the crop; 0: in the weights' own proportion
@@ -59,7 +59,7 @@ class DataConfig:
     augment: tuple[str, ...] = ()  # pad_crop:4 | random_crop | random_resized_crop:0.08 | flip
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
-    memory_gb: float = 4.0  # auto keeps decoded data in memory up to this size
+    memory_gb: float = 4.0  # GiB; auto keeps the decoded splits in memory if all fit in this
     workers: int = 0  # grain worker processes when streaming; 0: threads only
 
 
@@ -67,7 +67,9 @@ class DataConfig:
 class TuneConfig:
     method: str = "full"  # full | head | partial | rules
     freeze_stages: int = 0  # partial: how many stages, counted from the stem, are frozen
-    rules: tuple[str, ...] = ()  # rules: REGEX=GROUP, first match wins; group frozen is not trained
+    rules: tuple[
+        str, ...
+    ] = ()  # rules: REGEX=GROUP, first match wins, no commas in a REGEX; group frozen is not trained
     groups: tuple[
         str, ...
     ] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0
@@ -80,7 +82,7 @@ class TuneConfig:
 class OptimizerConfig:
     name: str = "sgd"  # sgd | adamw
     lr: float = 0.01  # the peak learning rate
-    options: str = ""  # keyword arguments of the optimizer, as b2=0.95,eps=1e-6
+    options: str = ""  # keyword arguments, as b2=0.95,eps=1e-6; sgd has momentum=0.9 unless told
     weight_decay: float = 0.0
     decay_on: str = "kernels"  # kernels: not on biases and normalisation | all
     clip_norm: float = 0.0  # global norm of the trainable gradients; 0: no clipping
@@ -161,6 +163,8 @@ RANGES = {
     "optimizer.lr": (0.0, 1e6),
     "optimizer.weight_decay": (0.0, 1e6),
     "optimizer.clip_norm": (0.0, 1e12),
+    "optimizer.gamma": (0.0, 1e6),
+    "data.memory_gb": (0.0, 1e6),
     "train.epochs": (0.0, 1e9),
     "train.steps": (0, 2**31),
     "train.batch_size": (1, 2**24),

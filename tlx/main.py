@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -26,7 +27,8 @@ HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".
 
   --config=FILE         a Python file with get_config(), as configs/digits.py
   --config.FIELD=VALUE  overrides a field, as --config.train.epochs=3
-  --workdir=DIR         where checkpoints, metrics and the report go; runs/<config>-<hash> if not given
+  --workdir=DIR         where checkpoints, metrics and the report go; runs/<config>-<hash> if not given;
+                        without --config, the run that is there
   --mode=MODE           train (the default; the same command again resumes), or evaluate: the
                         checkpoint in the workdir, or the pretrained network as it is
   --fields              lists the config's fields and their defaults
@@ -73,15 +75,23 @@ def main(arguments: Sequence[str]) -> int:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return _complain(f"no space left on the disk ({error.filename or 'while writing'})")
-        if error.errno in (errno.EACCES, errno.EROFS):
+        if error.errno in (errno.EACCES, errno.EROFS, errno.ENOTDIR, errno.ENAMETOOLONG):
             return _complain(f"cannot write {error.filename}: {error.strerror}")
         traceback.print_exc()
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        print(
+            "interrupted; the same command starts again, from the last checkpoint if there is one",
+            file=sys.stderr,
+        )
         return INTERRUPTED
     except Exception:  # noqa: BLE001 (the last line of defence says what happened)
         traceback.print_exc()
     return FAILED
+
+
+def _terminate(number: int, frame: Any) -> None:
+    # Between training steps the loop answers both signals itself; elsewhere SIGTERM acts as Ctrl-C.
+    raise KeyboardInterrupt
 
 
 def _main(arguments: Sequence[str]) -> int:
@@ -101,8 +111,7 @@ def _main(arguments: Sequence[str]) -> int:
             f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}"
         )
     config, workdir = _config_and_workdir(flags, overrides)
-    if mode == "train":
-        workdir.check(config)
+    workdir.check(config)
 
     # Only now the heavy imports: whatever is wrong above is said at once.
     from tlx import run
@@ -113,7 +122,7 @@ def _main(arguments: Sequence[str]) -> int:
         if mode == "train":
             run.finetune(config, workdir.path, command=command)
         else:
-            run.evaluate(config, workdir.path)
+            run.evaluate(config, workdir.path, command=command)
     except Interrupted as stop:
         print(
             f"{stop}; saved to {workdir.path}. The same command goes on from there:\n  {command}",
@@ -144,4 +153,5 @@ def _complain(text: str) -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(main(sys.argv[1:]))

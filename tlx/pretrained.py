@@ -46,6 +46,12 @@ class Source:
         )
         return {path: placed[path] if path in placed else fresh[path] for path in found}
 
+    def facts(self) -> dict[str, str]:
+        """Returns where the values come from, for the summary."""
+        if self.file is None:
+            return {"weights": "none"}
+        return {"weights": str(self.file.path), "weights_sha256": self.file.content_hash}
+
     def describe(self) -> list[str]:
         """Returns lines for the log: what was loaded, dropped and initialised, by name."""
         if self.file is None or self.loaded is None:

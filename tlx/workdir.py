@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +40,27 @@ class Workdir:
     def base(self) -> Path:
         return self.path / "base" / "base.json"
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether training has got as far as a checkpoint here."""
+        folder = self.path / "checkpoints"
+        return folder.is_dir() and any(child.name.isdecimal() for child in folder.iterdir())
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Makes the folder and keeps other training processes out of it.
+
+        Raises:
+          InputError: one is at work there.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise InputError(f"another process is training in {self.path}") from error
+            yield
+
     def read_config(self) -> Config:
         """Returns the config of the run in this folder.
 
@@ -48,9 +74,12 @@ class Workdir:
         return config_lib.build(_read_json(self.config))
 
     def check(self, config: Config) -> None:
-        """Raises InputError where the folder holds another run's config, naming the fields."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"workdir {self.path} is a file")
+        """Raises InputError where the folder holds another run's config (names the fields) or cannot be written."""
+        existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
+        if not existing.is_dir():
+            raise InputError(f"workdir {self.path}: {existing} is a file")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise InputError(f"workdir {self.path}: no permission to write in {existing}")
         if not self.config.is_file():
             return
         changed = config_lib.differences(self.read_config(), config)
@@ -68,14 +97,17 @@ class Workdir:
         return summary if summary.get("mode") == "train" else None
 
     def write_config(self, config: Config) -> None:
-        """Makes the folder and writes the config into it."""
-        self.path.mkdir(parents=True, exist_ok=True)
+        """Writes the config."""
         write_json_atomic(self.config, config_lib.to_json(config))
 
 
 def default_path(config: Config, name: str) -> Path:
-    """Returns `runs/<config's name>-<hash>`."""
-    return Path("runs") / f"{name}-{config_lib.digest(config)}"
+    """Returns `runs/<config's name>-<hash>`: another for other data, though moved data is no other run."""
+    text = config_lib.digest(config)
+    if config.data.root:
+        root = str(Path(config.data.root).expanduser().resolve())
+        text = hashlib.sha256(f"{text} {root}".encode()).hexdigest()[:8]
+    return Path("runs") / f"{name}-{text}"
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Numbered:
 
 def split_of(count, **fields):
     config = build({f"data.{name}": value for name, value in fields.items()}).data
-    return pipeline.make_split(Numbered(count), PREPROCESS, config)
+    return pipeline.make_splits({"train": (Numbered(count), 6)}, PREPROCESS, config)["train"]
 
 
 @pytest.mark.parametrize("storage", ["memory", "stream"])
@@ -63,15 +63,18 @@ def test_evaluation_visits_each_example_once_and_pads_with_weight_zero(storage, 
     assert sum(batch["weight"].sum() for batch in batches) == count
 
 
-def test_auto_keeps_in_memory_what_fits():
+def test_auto_keeps_in_memory_what_fits_together():
     assert split_of(9, memory_gb=1e-6).in_memory is not None  # 972 bytes of 1,073
     assert split_of(10, memory_gb=1e-6).in_memory is None  # 1,080 bytes
+    config = build({"data.memory_gb": 1e-6}).data
+    both = {"train": (Numbered(5), 6), "test": (Numbered(5), 6)}
+    assert all(s.in_memory is None for s in pipeline.make_splits(both, PREPROCESS, config).values())
 
 
 def test_fingerprint_follows_data_and_preprocessing():
     config = build().data
     prints = {
-        pipeline.make_split(Numbered(4), preprocess, config, size=size).fingerprint
+        pipeline.make_splits({"": (Numbered(4), size)}, preprocess, config)[""].fingerprint
         for preprocess, size in itertools.product(
             (PREPROCESS, ImagePreprocess(size=6, resize=8)), (6, 8)
         )

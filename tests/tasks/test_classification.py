@@ -8,13 +8,18 @@ LOGITS = np.random.default_rng(0).standard_normal((6, 8)).astype(np.float32) * 3
 TARGETS = np.array([0, 7, 3, 3, 1, 2])
 
 
+def batch(targets, weight=None):
+    ones = np.ones(len(targets), np.float32)
+    return {"targets": targets, "weight": ones if weight is None else weight}
+
+
 def test_loss_is_the_mean_over_real_examples():
     weight = np.array([1, 1, 0, 1, 0, 1], np.float32)
     log_probs = LOGITS.astype(np.float64) - np.log(
         np.exp(LOGITS.astype(np.float64)).sum(1, keepdims=True)
     )
     expected = -log_probs[np.arange(6), TARGETS][weight > 0].mean()
-    assert float(classification.loss(jnp.asarray(LOGITS), TARGETS, weight)) == pytest.approx(
+    assert float(classification.loss(jnp.asarray(LOGITS), batch(TARGETS, weight))) == pytest.approx(
         expected, rel=1e-6
     )
 
@@ -27,14 +32,12 @@ def test_label_smoothing_is_pytorchs(smoothing):
     expected = torch.nn.functional.cross_entropy(
         torch.from_numpy(LOGITS), torch.from_numpy(TARGETS), label_smoothing=smoothing
     )
-    found = classification.loss(
-        jnp.asarray(LOGITS), TARGETS, np.ones(6, np.float32), label_smoothing=smoothing
-    )
+    found = classification.loss(jnp.asarray(LOGITS), batch(TARGETS), label_smoothing=smoothing)
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
 def test_outcomes():
-    found = classification.outcomes(jnp.asarray(LOGITS), TARGETS)
+    found = classification.outcomes(jnp.asarray(LOGITS), batch(TARGETS))
     np.testing.assert_array_equal(found["prediction"], LOGITS.argmax(1))
     order = np.argsort(-LOGITS, axis=1)[:, :5]
     np.testing.assert_array_equal(
@@ -48,5 +51,10 @@ def test_outcomes():
 
 
 def test_ties_count_against_the_network():
-    found = classification.outcomes(jnp.zeros((3, 10)), np.array([0, 4, 9]))
+    found = classification.outcomes(jnp.zeros((3, 10)), batch(np.array([0, 4, 9])))
     assert found["top5"].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_what_is_not_a_number_is_not_right():
+    found = classification.outcomes(jnp.full((2, 10), jnp.nan), batch(np.array([0, 9])))
+    assert found["top5"].tolist() == [0.0, 0.0]

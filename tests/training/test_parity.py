@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tlx import config as config_lib
-from tlx import run
+from tlx import setup as setup_lib
 from tlx.data import pipeline
 from tlx.data.preprocess import normalize
 from tlx.models import family
@@ -32,14 +32,15 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
         "optimizer.schedule": "constant",
     }
     config = config_lib.build(config_lib.load("configs/hymenoptera.py"), fields)
-    setup = run.prepare(config)
-    tuning = run.prepare_tuning(setup)
+    setup, _ = setup_lib.prepare(config)
+    tuning = setup_lib.prepare_tuning(setup)
     sharding = replicated(setup.mesh)
-    values = setup.source.place(0, sharding)
+    values = setup.weights.place(0, sharding)
     state, frozen = create_state(values, tuning.plan, tuning.optimizer, sharding)
     before = digests(values, tuning.plan.frozen)
     step = make_train_step(
         setup.model,
+        setup.task,
         tuning.plan,
         tuning.optimizer,
         setup.augmentation,
@@ -63,7 +64,9 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
 
     ours, theirs = [], []
-    batches = pipeline.training_batches(setup.split("train"), seed=0, batch_size=16, start=0)
+    batches = pipeline.training_batches(
+        setup.open("train")["train"], seed=0, batch_size=16, start=0
+    )
     for index, batch in zip(range(6), batches, strict=False):
         state, metrics = step(state, frozen, place_batch(batch, setup.mesh), np.int32(index))
         ours.append(float(metrics["loss"]))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from tlx import config as config_lib
-from tlx import run
+from tlx import setup as setup_lib
 from tlx.data import pipeline
 from tlx.models.leaves import leaves
 from tlx.training.mesh import place_batch, replicated
@@ -28,12 +28,13 @@ class Fixture:
         self.config = config_lib.build(
             SMALL, {name.replace("__", "."): v for name, v in fields.items()}
         )
-        self.setup = run.prepare(self.config)
-        self.tuning = run.prepare_tuning(self.setup)
+        self.setup, _ = setup_lib.prepare(self.config)
+        self.tuning = setup_lib.prepare_tuning(self.setup)
         sharding = replicated(self.setup.mesh)
-        self.values = self.setup.source.place(0, sharding)
+        self.values = self.setup.weights.place(0, sharding)
         self.step = make_train_step(
             self.setup.model,
+            self.setup.task,
             self.tuning.plan,
             self.tuning.optimizer,
             self.setup.augmentation,
@@ -48,7 +49,7 @@ class Fixture:
         self.before = digests(self.values, tuple(self.values))
 
     def batches(self):
-        split = self.setup.split("train")
+        split = self.setup.open("train")["train"]
         size = self.config.train.batch_size
         for batch in pipeline.training_batches(split, seed=0, batch_size=size, start=0):
             yield place_batch(batch, self.setup.mesh)
@@ -157,7 +158,9 @@ def test_three_full_steps_equal_pytorchs():
     optimizer = torch.optim.SGD(original.parameters(), lr=0.01, momentum=0.9, weight_decay=1e-3)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 20)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
-    batches = pipeline.training_batches(it.setup.split("train"), seed=0, batch_size=16, start=0)
+    batches = pipeline.training_batches(
+        it.setup.open("train")["train"], seed=0, batch_size=16, start=0
+    )
     theirs = []
     for _, batch in zip(range(3), batches, strict=False):
         x = normalize(batch["inputs"], it.setup.model.meta.preprocess).transpose(0, 3, 1, 2)

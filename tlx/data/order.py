@@ -11,11 +11,13 @@ import functools
 
 import numpy as np
 
+from tlx.data.split import shuffled
+
 
 @functools.lru_cache(maxsize=4)
 def permutation(seed: int, epoch: int, count: int) -> np.ndarray:
     """Returns the order of the epoch's examples, int64 [count]."""
-    order = np.random.Generator(np.random.Philox(key=[seed, epoch])).permutation(count)
+    order = shuffled(count, seed, f"epoch {epoch}")
     order.flags.writeable = False
     return order
 

@@ -11,9 +11,9 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,14 +24,6 @@ from tlx.data.source import Examples
 from tlx.weights.meta import ImagePreprocess
 
 Batch = dict[str, np.ndarray]
-
-
-class Rows(Protocol):
-    """Fixed-size inputs by example index."""
-
-    def __call__(self, index: np.ndarray) -> np.ndarray:
-        """Maps int [B] to uint8 [B, S, S, 3]."""
-        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +56,28 @@ class Split:
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def make_split(
-    examples: Examples, preprocess: ImagePreprocess, config: DataConfig, *, size: int | None = None
-) -> Split:
-    """Decodes the examples into memory where the config allows, else prepares to stream them.
+def make_splits(
+    wanted: Mapping[str, tuple[Examples, int]], preprocess: ImagePreprocess, config: DataConfig
+) -> dict[str, Split]:
+    """Decodes the splits into memory where the config allows, else prepares to stream them.
 
     Args:
-      size: side of the canvas in pixels; None: the network's input size.
+      wanted: name -> the examples and the side of their canvas in pixels.
+      preprocess: how pictures are resized and cut.
+      config: `storage` auto keeps the splits in memory if all of them together are within `memory_gb`.
     """
-    size = size or preprocess.size
-    count = len(examples) * size * size * 3
-    keep = config.storage == "memory" or (
-        config.storage == "auto" and count <= config.memory_gb * 2**30
-    )
-    split = Split(examples, preprocess, size, None, config.workers)
-    return dataclasses.replace(split, in_memory=_decode_all(split)) if keep else split
+    total = sum(len(examples) * size * size * 3 for examples, size in wanted.values())
+    fits = config.storage == "auto" and total <= config.memory_gb * 2**30
+    splits = {
+        name: Split(examples, preprocess, size, None, config.workers)
+        for name, (examples, size) in wanted.items()
+    }
+    if config.storage != "memory" and not fits:
+        return splits
+    return {
+        name: dataclasses.replace(split, in_memory=_decode_all(split))
+        for name, split in splits.items()
+    }
 
 
 def training_batches(split: Split, *, seed: int, batch_size: int, start: int) -> Iterator[Batch]:

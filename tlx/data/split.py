@@ -70,16 +70,16 @@ def stratified(
       labels: int [N].
       fraction: of the examples that are held out, in [0, 1).
       seed: of the run.
-      purpose: `test` or `validation`: two purposes draw independently with one seed.
+      purpose: `test` or `val`: two purposes draw independently with one seed.
 
     Returns:
       The indices kept and those held out, both int64 and ascending. round(N * fraction) examples
       are held out, shared among the classes by largest remainder, but fewer where a class would
       lose its last example. The draw is the same on every machine and with every numpy.
     """
-    order = _shuffled(len(labels), seed, purpose)
+    order = shuffled(len(labels), seed, purpose)
     classes, counts = np.unique(labels, return_counts=True)
-    quota = _quotas(counts, fraction, _shuffled(len(classes), seed, purpose + ":remainders"))
+    quota = _quotas(counts, fraction, shuffled(len(classes), seed, purpose + ":remainders"))
     held = [
         order[labels[order] == value][:count] for value, count in zip(classes, quota, strict=True)
     ]
@@ -99,7 +99,7 @@ def few_per_class(
     Raises:
       InputError: a class has fewer examples; it is named.
     """
-    order = _shuffled(len(labels), seed, "labels_per_class")
+    order = shuffled(len(labels), seed, "labels_per_class")
     drawn = []
     for label, name in enumerate(class_names):
         members = order[labels[order] == label]
@@ -125,7 +125,11 @@ def _quotas(counts: np.ndarray, fraction: float, tie_order: np.ndarray) -> np.nd
     return quota
 
 
-def _shuffled(count: int, seed: int, purpose: str) -> np.ndarray:
-    # Raw words of a bit generator are stable across numpy's versions, Generator's methods are not.
+def shuffled(count: int, seed: int, purpose: str) -> np.ndarray:
+    """Returns a permutation, int64 [count], that depends on the seed and the purpose alone.
+
+    It is the same on every machine and with every numpy: raw words of a bit generator are stable across
+    versions, Generator's methods are not.
+    """
     bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]))
     return np.argsort(np.atleast_1d(bits.random_raw(count)), kind="stable").astype(np.int64)

@@ -1,6 +1,6 @@
 """Thin layers: a parameter or two and a function.
 
-They hold no random state: a leaf's initial value is drawn by `tlx.models.initial_values`, only where no
+They hold no random state: a leaf's initial value is drawn by `tlx.models.leaves.initial_values`, only where no
 weights file fills it, from the initializer that the leaf carries as metadata. Images are [B, H, W, C].
 """
 

@@ -1,0 +1,56 @@
+"""The tasks: a literal dict. A new task is one file with the functions of `Task`, and one line here."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any, Protocol, cast
+
+import jax
+import numpy as np
+
+TASKS = {"classification": "tlx.tasks.classification"}
+
+Batch = Any  # {inputs, targets, weight, index}, on the devices
+
+
+class Evaluation(Protocol):
+    """What the evaluation of a split found."""
+
+    def summary(self) -> dict[str, Any]:
+        """Returns metric -> value, for the summary and for selection."""
+        ...
+
+    def headline(self) -> str:
+        """Returns the numbers that a person wants to see first."""
+        ...
+
+
+class Task(Protocol):
+    """What the loop asks of a task: its loss and its metrics. The model owns the head."""
+
+    def metrics(self, num_classes: int) -> tuple[str, ...]:
+        """Returns the metrics by which the best checkpoint may be chosen."""
+        ...
+
+    def loss(self, logits: jax.Array, batch: Batch, *, label_smoothing: float) -> jax.Array:
+        """Returns the scalar that training minimises."""
+        ...
+
+    def batch_metrics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Returns scalars of a training batch, beside its loss."""
+        ...
+
+    def outcomes(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+        """Returns what evaluation keeps of each example, [B] each."""
+        ...
+
+    def evaluation(
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray], num_classes: int
+    ) -> Evaluation:
+        """Returns the evaluation of a whole split from its examples' outcomes."""
+        ...
+
+
+def get_task(name: str) -> Task:
+    """Returns the task of that name."""
+    return cast(Task, importlib.import_module(TASKS[name]))

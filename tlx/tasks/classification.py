@@ -1,41 +1,109 @@
-"""Single-label classification: the loss, and what evaluation keeps of each example."""
+"""Single-label classification: the loss, what evaluation keeps of each example, and exact metrics of a split."""
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 TOP_K = 5
 
 
-def loss(
-    logits: jax.Array, targets: jax.Array, weight: jax.Array, *, label_smoothing: float = 0.0
-) -> jax.Array:
-    """Returns the weighted mean cross-entropy, in nats.
+def metrics(num_classes: int) -> tuple[str, ...]:
+    """Returns the metrics by which the best checkpoint may be chosen."""
+    return ("accuracy", "loss", *(("top5_accuracy",) if num_classes > TOP_K else ()))
+
+
+def loss(logits: jax.Array, batch: Any, *, label_smoothing: float = 0.0) -> jax.Array:
+    """Returns the mean cross-entropy over the examples of weight 1, in nats.
 
     Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all
     classes, as `torch.nn.CrossEntropyLoss` does.
 
     Args:
       logits: float [B, C].
-      targets: int [B].
-      weight: float [B]; 0 for padding.
+      batch: targets, int [B]; weight, float [B], 0 for padding.
+      label_smoothing: in [0, 1).
     """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(log_probs, targets[:, None], axis=1)[:, 0]
+    chosen = jnp.take_along_axis(log_probs, batch["targets"][:, None], axis=1)[:, 0]
     per_example = -(1.0 - label_smoothing) * chosen - label_smoothing * log_probs.mean(axis=1)
-    return jnp.sum(per_example * weight) / jnp.maximum(weight.sum(), 1.0)
+    return jnp.sum(per_example * batch["weight"]) / jnp.maximum(batch["weight"].sum(), 1.0)
 
 
-def outcomes(logits: jax.Array, targets: jax.Array) -> dict[str, jax.Array]:
+def batch_metrics(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
+    """Returns the accuracy of a training batch."""
+    return {"accuracy": jnp.mean(jnp.argmax(logits, axis=1) == batch["targets"], dtype=jnp.float32)}
+
+
+def outcomes(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
     """Returns for each example, [B]: its loss, prediction, the prediction's probability, top-5 hit."""
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    own = jnp.take_along_axis(log_probs, targets[:, None], axis=1)
-    # Ties count against the network, so a constant output is not right by its position.
-    better = jnp.sum(log_probs >= own, axis=1) - 1
+    own = jnp.take_along_axis(log_probs, batch["targets"][:, None], axis=1)
+    # Ties, and comparisons with NaN, count against the network: a constant output is not right by chance.
+    not_worse = jnp.sum(~(log_probs < own), axis=1) - 1
     return {
         "loss": -own[:, 0],
         "prediction": jnp.argmax(logits, axis=1).astype(jnp.int32),
         "probability": jnp.exp(log_probs.max(axis=1)),
-        "top5": (better < TOP_K).astype(jnp.float32),
+        "top5": (not_worse < TOP_K).astype(jnp.float32),
     }
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What a split's evaluation found. Every example counts once; sums are taken in float64."""
+
+    targets: np.ndarray  # int [N]
+    outcomes: dict[str, np.ndarray]  # per example, in the split's order
+    num_classes: int
+
+    @property
+    def correct(self) -> int:
+        """How many predictions were right."""
+        return int((self.outcomes["prediction"] == self.targets).sum())
+
+    def summary(self) -> dict[str, Any]:
+        """Returns loss (nats), accuracy, top5_accuracy (more than 5 classes), correct, examples."""
+        count = len(self.targets)
+        found = {
+            "loss": float(self.outcomes["loss"].astype(np.float64).mean()),
+            "accuracy": self.correct / count,
+            "correct": self.correct,
+            "examples": count,
+        }
+        if self.num_classes > TOP_K:
+            found["top5_accuracy"] = float(self.outcomes["top5"].astype(np.float64).mean())
+        return found
+
+    def headline(self) -> str:
+        """Returns accuracy and loss in words."""
+        found = self.summary()
+        return (
+            f"accuracy {found['accuracy']:.4f} ({found['correct']:,} of {found['examples']:,})  "
+            f"loss {found['loss']:.4f}"
+        )
+
+    def confusion(self) -> np.ndarray:
+        """Returns int [C, C]: rows are the true classes, columns the predicted ones."""
+        pairs = self.targets.astype(np.int64) * self.num_classes + self.outcomes["prediction"]
+        counts = np.bincount(pairs, minlength=self.num_classes**2)
+        return counts.reshape(self.num_classes, self.num_classes)
+
+    def per_class_accuracy(self) -> np.ndarray:
+        """Returns float [C]; nan for a class without examples."""
+        confusion = self.confusion()
+        total = confusion.sum(axis=1)
+        return np.where(total > 0, np.diag(confusion) / np.maximum(total, 1), np.nan)
+
+    def worst(self, limit: int) -> np.ndarray:
+        """Returns the indices of the wrong predictions with the highest loss."""
+        wrong = np.flatnonzero(self.outcomes["prediction"] != self.targets)
+        order = np.argsort(-self.outcomes["loss"][wrong], kind="stable")
+        return wrong[order][:limit]
+
+
+evaluation = Evaluation

@@ -1,9 +1,9 @@
 """Orbax checkpoints of what the plan says can change, with what Orbax does not check added.
 
-A checkpoint holds the trainable leaves, the statistics that move and the optimizer's state, and in `meta` the step, the
-best metric so far, the data's fingerprint, the base weights' hash and a checksum of every leaf: Orbax loads flipped bits
+A checkpoint holds the trainable values, the statistics that move and the optimizer's state, and in `meta` the step, the
+best metric so far, the data's fingerprint, the frozen weights' hash and a checksum of every leaf: Orbax loads flipped bits
 without a word. A damaged checkpoint is reported and the one before it is used.
-The frozen leaves are kept once, in `workdir/base/`.
+The frozen values are kept once, in `workdir/base/`.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import contextlib
 import dataclasses
 import errno
 import hashlib
-import json
 import logging
 import math
 import os
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +38,13 @@ _ORBAX_LOG = logging.getLogger("absl")
 
 
 @dataclasses.dataclass(frozen=True)
-class Progress:
+class Position:
     """How far a run has come: all that a resumed run must know beside the arrays."""
 
     step: int = 0  # training steps done
     best_step: int = -1  # -1: nothing was selected yet
-    best_value: float = -math.inf  # of the validation metric
-    fingerprint: str = ""  # of the data and its order
+    best_value: float = -math.inf  # of the validation metric; higher is better
+    fingerprint: str = ""  # of the data, its order and its splits
     base: str = ""  # hash of the frozen values
     seconds: float = 0.0  # spent training, over all starts
 
@@ -65,39 +65,55 @@ class _Keep(checkpoint_managers.PreservationPolicy):
 
 
 class Checkpoints:
-    """The checkpoints of one workdir; saving is asynchronous."""
+    """The checkpoints of one workdir; saving is asynchronous.
 
-    def __init__(self, workdir: Path, *, keep_last: int):
+    Args:
+      workdir: they are in `workdir/checkpoints/`.
+      keep_last: how many are kept beside the best one.
+      read_only: neither makes, cleans nor deletes anything, so that a run may go on meanwhile.
+    """
+
+    def __init__(self, workdir: Path, *, keep_last: int = 1, read_only: bool = False):
         self.folder = workdir.absolute() / "checkpoints"
         self._keep = _Keep(keep_last)
         # Orbax logs every save and, from its threads, tracebacks of errors that it raises later anyway.
         self._log_level = _ORBAX_LOG.level
         _ORBAX_LOG.setLevel(logging.CRITICAL)
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=self._keep, cleanup_tmp_directories=True, create=True
+            preservation_policy=self._keep,
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
         )
         self._manager = ocp.CheckpointManager(self.folder, options=options)
 
-    def save(self, state: TrainState, progress: Progress) -> None:
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def save(self, state: TrainState, position: Position) -> None:
         """Starts saving; the arrays may be donated to the next step as soon as this returns."""
-        if progress.step in self._manager.all_steps():
+        if position.step in self.steps():
             return
-        self._keep.best_step = progress.best_step
-        arrays = _flatten(state)
-        if jax.default_backend() == "cpu":
-            # There "copying to the host" makes a view, which the next step's donation would overwrite.
-            arrays = jax.tree.map(lambda x: x.copy(), arrays)
-        meta = dataclasses.asdict(progress) | {"checksums": _checksums(arrays)}
-        if not math.isfinite(progress.best_value):
-            meta["best_value"] = None
         with _disk_errors(self.folder):
-            self._manager.save(
-                progress.step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays), meta=ocp.args.JsonSave(meta)
-                ),
-                force=True,
-            )
+            # The save before this one must not prune by the best step of this one.
+            self._manager.wait_until_finished()
+            self._keep.best_step = position.best_step
+            values, optimizer = _parts(state)
+            if jax.default_backend() == "cpu":
+                # "Copying to the host" makes a view there, which the next step's donation overwrites.
+                values, optimizer = jax.tree.map(lambda x: x.copy(), (values, optimizer))
+            meta = dataclasses.asdict(position)
+            meta["best_value"] = position.best_value if position.best_step >= 0 else None
+            meta["checksums"] = {"values": _checksums(values), "optimizer": _checksums(optimizer)}
+            items = {
+                "values": ocp.args.StandardSave(values),
+                "optimizer": ocp.args.StandardSave(optimizer),
+                "meta": ocp.args.JsonSave(meta),
+            }
+            self._manager.save(position.step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
         """Blocks until what was saved is on disk; raises what went wrong in the background."""
@@ -116,113 +132,164 @@ class Checkpoints:
         """Returns the steps that there are checkpoints of, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def restore(
-        self, state: TrainState, *, step: int | None = None
-    ) -> tuple[TrainState, Progress, list[str]] | None:
-        """Reads the newest intact checkpoint, or that of one step.
+    def restore(self, state: TrainState) -> tuple[TrainState, Position, list[str]] | None:
+        """Reads the newest intact checkpoint.
 
         Args:
           state: of the right structure, shapes and sharding (shapes are enough).
 
         Returns:
-          The state, its progress and a message for each damaged checkpoint passed over; None where there is no
-          checkpoint at all.
+          The state, its position, and a message for each damaged checkpoint passed over; None where there is
+          no checkpoint at all.
 
         Raises:
           InputError: there are checkpoints, but none is intact.
         """
-        steps = [step] if step is not None else self.steps()[::-1]
+
+        def read(step: int) -> tuple[TrainState, Position]:
+            shapes, optimizer_shapes = _parts(state)
+            found, position = self._read(step, {"values": shapes, "optimizer": optimizer_shapes})
+            leaves = [found["optimizer"][name] for name in optimizer_shapes]
+            optimizer = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
+            values = found["values"]
+            trainable = {path: values[path] for path in state.trainable}
+            statistics = {path: values[path] for path in state.statistics}
+            return TrainState(trainable, statistics, optimizer), position
+
+        found = self._first_intact(self.steps()[::-1], read)
+        if found is not None:
+            self._keep.best_step = found[1].best_step
+        return found
+
+    def restore_values(
+        self, shapes: Values, which: str
+    ) -> tuple[Values, Position, list[str]] | None:
+        """Reads trainable values and moving statistics alone, as inference needs them.
+
+        Args:
+          shapes: path -> shape and sharding.
+          which: "last", or "best": that of the best validation metric, else the last.
+
+        Returns, raises: as `restore`.
+        """
+
+        def read(step: int) -> tuple[Values, Position]:
+            found, position = self._read(step, {"values": shapes})
+            return found["values"], position
+
+        newest = self._first_intact(self.steps()[::-1], read)
+        if newest is None or which == "last" or newest[1].best_step in (-1, newest[1].step):
+            return newest
+        values, position, problems = newest
+        try:
+            values, position = read(position.best_step)
+        except _DAMAGE as error:
+            problems = [*problems, f"the best {self._damaged(position.best_step, error)}"]
+        return values, position, problems
+
+    def set_aside_after(self, step: int) -> None:
+        """Moves damaged checkpoints later than the step out of the way; the run will write them again."""
+        for later in [s for s in self.steps() if s > step]:
+            target = self.folder.parent / "damaged"
+            target.mkdir(exist_ok=True)
+            shutil.move(self.folder / str(later), target / f"{later}-{secrets.token_hex(3)}")
+        self._manager.reload()
+
+    def _first_intact(
+        self, steps: Sequence[int], read: Callable[[int], tuple[Any, Position]]
+    ) -> tuple[Any, Position, list[str]] | None:
         problems: list[str] = []
-        for candidate in steps:
+        for step in steps:
             try:
-                restored, progress = self._read(state, candidate)
-            except (ValueError, KeyError, TypeError, OSError, zlib.error) as error:
-                reason = " ".join(str(error).split())[:200]
-                problems.append(f"checkpoint {self.folder / str(candidate)} is damaged ({reason})")
-                continue
-            self._keep.best_step = progress.best_step
-            return restored, progress, problems
+                return *read(step), problems
+            except _DAMAGE as error:
+                problems.append(self._damaged(step, error))
         if problems:
             raise InputError(
                 "; ".join(problems) + "; no intact checkpoint is left: use another workdir"
             )
         return None
 
-    def drop_after(self, step: int) -> None:
-        """Deletes checkpoints later than the step: damaged ones that the run will write again."""
-        for later in [s for s in self.steps() if s > step]:
-            self._manager.delete(later)
+    def _damaged(self, step: int, error: Exception) -> str:
+        reason = " ".join(str(error).split())[:200]
+        return f"checkpoint {self.folder / str(step)} is damaged ({reason})"
 
-    def _read(self, state: TrainState, step: int) -> tuple[TrainState, Progress]:
-        shapes = jax.tree.map(
-            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), _flatten(state)
+    def _read(self, step: int, items: dict[str, Values]) -> tuple[dict[str, Values], Position]:
+        meta = dict(
+            self._manager.restore(step, args=_composite(meta=ocp.args.JsonRestore()))["meta"]
         )
-        with _disk_errors(self.folder):
-            found = self._manager.restore(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(shapes), meta=ocp.args.JsonRestore()
-                ),
+        checksums = meta.pop("checksums")
+        arguments = {
+            name: ocp.args.StandardRestore(
+                {
+                    p: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+                    for p, x in part.items()
+                }
             )
-        meta = dict(found["meta"])
-        if _checksums(found["state"]) != meta.pop("checksums"):
-            raise ValueError("a checksum does not match")
+            for name, part in items.items()
+        }
+        found = self._manager.restore(step, args=_composite(**arguments))
+        for name in items:
+            if _checksums(found[name]) != checksums[name]:
+                raise ValueError("a checksum does not match")
         if meta["best_value"] is None:
             meta["best_value"] = -math.inf
-        leaves, structure = jax.tree.flatten(state.optimizer)
-        optimizer = [found["state"]["optimizer"][f"{i:05d}"] for i in range(len(leaves))]
-        trainable, statistics = found["state"]["trainable"], found["state"].get("statistics", {})
-        restored = TrainState(
-            {path: trainable[path] for path in state.trainable},
-            {path: statistics[path] for path in state.statistics},
-            jax.tree.unflatten(structure, optimizer),
-        )
-        return restored, Progress(**meta)
+        return {name: found[name] for name in items}, Position(**meta)
 
 
-def save_base(workdir: Path, frozen: Values, meta: WeightsMeta) -> str:
-    """Writes the frozen values and the weights' facts to `workdir/base/` once; returns the values' hash."""
+# What orbax raises for files that are missing, cut short, or do not hold what is asked for.
+_DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError)
+
+
+def save_base(workdir: Path, frozen: Values, meta: WeightsMeta, facts: Mapping[str, Any]) -> str:
+    """Writes the frozen values, the weights' meta and other facts to `workdir/base/` once; returns the values' hash."""
     arrays = {path: np.asarray(value) for path, value in frozen.items()}
     digest = content_hash(arrays)
     folder = workdir / "base"
     folder.mkdir(parents=True, exist_ok=True)
     if arrays:
-        write_safetensors(arrays, folder / "frozen.safetensors", {"content_hash": digest})
-    facts = {"content_hash": digest, "values": len(arrays), "weights_meta": meta.to_json()}
-    write_json_atomic(folder / "base.json", facts)
+        write_safetensors(arrays, folder / "frozen.safetensors", {})
+    stored = {"frozen_sha256": digest, "weights_meta": meta.to_json(), **facts}
+    write_json_atomic(folder / "base.json", stored)
     return digest
 
 
-def load_base(workdir: Path, frozen: Sequence[str], sharding: NamedSharding) -> tuple[Values, str]:
+def load_base(
+    workdir: Path, frozen: Sequence[str], expected: str, sharding: NamedSharding
+) -> Values:
     """Reads what `save_base` wrote, checks its hash, and places it.
 
+    Args:
+      expected: the hash that the checkpoint was made on.
+
     Raises:
-      InputError: the folder is damaged or holds other values.
+      InputError: the folder is damaged or holds other values; names both hashes.
     """
     folder = workdir / "base"
-    expected = json.loads((folder / "base.json").read_text())["content_hash"]
     arrays: Mapping[str, np.ndarray] = read_weights(folder / "frozen.safetensors") if frozen else {}
     found = content_hash(arrays)
     if found != expected or set(arrays) != set(frozen):
         raise InputError(
-            f"{folder} does not hold this run's frozen weights: expected sha256 {expected[:16]}, found {found[:16]}"
+            f"{folder} does not hold the frozen weights that the checkpoint was made on: expected "
+            f"sha256 {expected[:16]}, found {found[:16]}"
         )
-    return {
-        path: jax.device_put(np.ascontiguousarray(arrays[path]), sharding) for path in frozen
-    }, found
+    return {path: jax.device_put(np.asarray(arrays[path], order="C"), sharding) for path in frozen}
 
 
-def _flatten(state: TrainState) -> dict[str, dict[str, Any]]:
+def _parts(state: TrainState) -> tuple[Values, Values]:
+    """Returns the values by path, and the optimizer's leaves by their number in the tree."""
     optimizer = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.optimizer))}
-    parts = {"trainable": state.trainable, "statistics": state.statistics, "optimizer": optimizer}
-    return {name: dict(part) for name, part in parts.items() if part}
+    return {**state.trainable, **state.statistics}, optimizer
 
 
-def _checksums(arrays: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def _composite(**items: Any) -> Any:
+    return ocp.args.Composite(**items)
+
+
+def _checksums(arrays: Mapping[str, Any]) -> dict[str, str]:
     return {
-        f"{part}/{path}": hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
-        for part, found in arrays.items()
-        for path, value in found.items()
+        path: hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()[:16]
+        for path, value in arrays.items()
     }
 
 
@@ -232,6 +299,7 @@ def _disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if "No space left on device" in str(error):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        for number in (errno.ENOSPC, errno.EDQUOT):
+            if os.strerror(number) in str(error):
+                raise OSError(number, os.strerror(number), str(folder)) from error
         raise

@@ -17,9 +17,10 @@ from jax.sharding import Mesh
 
 from tlx.data.pipeline import Batch
 from tlx.errors import InputError
-from tlx.evaluation.metrics import Evaluation
 from tlx.models.leaves import Values
-from tlx.training import checkpoint, logging
+from tlx.tasks import Evaluation
+from tlx.training import logging
+from tlx.training.checkpoint import Checkpoints, Position
 from tlx.training.mesh import place_batch
 from tlx.training.state import TrainState, all_values
 from tlx.training.step import TrainStep
@@ -34,7 +35,7 @@ class Interrupted(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Cadence:
     """When things happen, in steps; 0: only at the end."""
 
     total_steps: int
@@ -100,7 +101,7 @@ class Loop:
 
     def __init__(
         self,
-        plan: Plan,
+        cadence: Cadence,
         *,
         train_step: TrainStep,
         frozen: Values,
@@ -109,66 +110,77 @@ class Loop:
         mesh: Mesh,
         learning_rate: Callable[[int], Any],
         evaluate: Callable[[Values], Evaluation] | None,
-        checkpoints: checkpoint.Checkpoints,
+        checkpoints: Checkpoints,
         writer: logging.MetricsWriter,
         screen: logging.Progress,
     ):
-        self.plan, self.train_step, self.frozen = plan, train_step, frozen
+        self.cadence, self.train_step, self.frozen = cadence, train_step, frozen
         self.batches, self.batch_size, self.mesh = batches, batch_size, mesh
         self.learning_rate, self.evaluate = learning_rate, evaluate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
         self.watch = Stopwatch()
-        self.first_step_seconds = 0.0
         self._window: list[dict[str, jax.Array]] = []
 
-    def run(
-        self, state: TrainState, progress: checkpoint.Progress
-    ) -> tuple[TrainState, checkpoint.Progress]:
-        """Trains from `progress.step` to the end.
+    def run(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
+        """Trains from `position.step` to the end.
 
         Raises:
           Interrupted: SIGINT or SIGTERM came; the state is saved.
-          InputError: the loss is not finite.
+          InputError: the loss is not finite, or a picture is broken; what was reached is saved.
         """
-        total, begun = self.plan.total_steps, time.perf_counter()
-        before = progress.seconds
+        total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
         with stop_on_signals() as stop:
-            for step in range(progress.step, total):
-                batch = place_batch(next(self.batches), self.mesh)
-                state, metrics = self.train_step(state, self.frozen, batch, np.int32(step))
-                self._count(metrics, first=step == progress.step)
+            for step in range(position.step, total):
+                try:
+                    batch = next(self.batches)
+                except InputError:
+                    self._save(state, dataclasses.replace(position, step=step))
+                    self.checkpoints.wait()
+                    raise
+                arguments = place_batch(batch, self.mesh), np.int32(step)
+                state, metrics = self.train_step(state, self.frozen, *arguments)
+                self._count(metrics, first=step == position.step)
                 done = step + 1
-                due = self._due(done, self.plan.eval_every) and self.evaluate is not None
-                save = self._due(done, self.plan.save_every) or stop.requested
-                if due or save or done % self.plan.log_every == 0 or done == total:
+                validate = self.evaluate is not None and self._due(done, self.cadence.eval_every)
+                save = self._due(done, self.cadence.save_every) or stop.requested
+                if validate or save or done % self.cadence.log_every == 0:
                     self._log(done)
-                if not (due or save):
+                if not (validate or save):
                     continue
                 self.watch.stop()
-                progress = dataclasses.replace(
-                    progress, step=done, seconds=before + time.perf_counter() - begun
-                )
-                if due:
-                    progress = self._validate(state, progress)
-                if save or progress.best_step == done:
-                    self.checkpoints.save(state, progress)
+                seconds = before + time.perf_counter() - begun
+                position = dataclasses.replace(position, step=done, seconds=seconds)
+                if validate:
+                    position = self._validate(state, position)
+                if save or stop.requested or position.best_step == done:
+                    self._save(state, position)
                 if stop.requested and done < total:
                     self.checkpoints.wait()
                     raise Interrupted(done, total)
                 self.watch.start()
             self.watch.stop()
             self.checkpoints.wait()
-        return state, progress
+        return state, position
+
+    def metric_value(self, position: Position) -> float:
+        """Returns the best validation metric as it was measured."""
+        return self._sign * position.best_value
+
+    @property
+    def _sign(self) -> float:
+        return -1.0 if self.cadence.metric == "loss" else 1.0
+
+    def _save(self, state: TrainState, position: Position) -> None:
+        if position.step:
+            self.checkpoints.save(state, position)
 
     def _due(self, done: int, every: int) -> bool:
-        return done == self.plan.total_steps or (every > 0 and done % every == 0)
+        return done == self.cadence.total_steps or (every > 0 and done % every == 0)
 
     def _count(self, metrics: dict[str, jax.Array], *, first: bool) -> None:
         self._window.append(metrics)
         if first:  # it compiled; the clock starts behind it
-            begun = time.perf_counter()
             jax.block_until_ready(metrics)
-            self.first_step_seconds = time.perf_counter() - begun
             self.watch.start()
         else:
             self.watch.steps += 1
@@ -186,18 +198,16 @@ class Loop:
                 f"the loss is not finite at step {done}: lower optimizer.lr, warm up, or set optimizer.clip_norm"
             )
 
-    def _validate(self, state: TrainState, progress: checkpoint.Progress) -> checkpoint.Progress:
+    def _validate(self, state: TrainState, position: Position) -> Position:
         assert self.evaluate is not None
-        found = self.evaluate(all_values(state, self.frozen)).summary()
-        if self.plan.metric not in found:
-            raise InputError(f"eval.metric is {self.plan.metric!r}, there are: {', '.join(found)}")
-        self.writer.write(progress.step, {f"val/{name}": value for name, value in found.items()})
-        value = -found["loss"] if self.plan.metric == "loss" else found[self.plan.metric]
-        better = value > progress.best_value
+        found = self.evaluate(all_values(state, self.frozen))
+        summary = found.summary()
+        self.writer.write(position.step, {f"val/{name}": value for name, value in summary.items()})
+        value = self._sign * float(summary[self.cadence.metric])
+        better = value > position.best_value
         self.screen.message(
-            f"step {progress.step}: val loss {found['loss']:.4f}  accuracy {found['accuracy']:.4f}"
-            + ("  (best so far)" if better else "")
+            f"step {position.step}: val {found.headline()}" + ("  (best so far)" if better else "")
         )
         if not better:
-            return progress
-        return dataclasses.replace(progress, best_step=progress.step, best_value=float(value))
+            return position
+        return dataclasses.replace(position, best_step=position.step, best_value=value)

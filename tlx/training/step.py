@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -16,7 +15,7 @@ from tlx.data.preprocess import normalize
 from tlx.models.base import Model
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import Values, values, with_values
-from tlx.tasks import classification
+from tlx.tasks import Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
 from tlx.tuning.plan import TuningPlan
@@ -45,6 +44,7 @@ def inference_model(model: Model, dtype: str) -> Model:
 
 def make_train_step(
     model: Model,
+    task: Task,
     plan: TuningPlan,
     optimizer: optax.GradientTransformation,
     augmentation: Augmentation,
@@ -57,7 +57,7 @@ def make_train_step(
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
 
     Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
-    `fold_in(seed, step)`. Metrics: loss and accuracy of the batch, gradient norm of the trainable leaves.
+    `fold_in(seed, step)`. Metrics: loss, the task's own of the batch, gradient norm of the trainable leaves.
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
@@ -69,9 +69,7 @@ def make_train_step(
         def loss_fn(trainable: Values) -> Any:
             network = with_values(forward, {**frozen, **state.statistics, **trainable})
             logits = network(images)
-            loss = classification.loss(
-                logits, batch["targets"], batch["weight"], label_smoothing=label_smoothing
-            )
+            loss = task.loss(logits, batch, label_smoothing=label_smoothing)
             moved = values(network)
             return loss, (logits, {path: moved[path] for path in state.statistics})
 
@@ -82,7 +80,7 @@ def make_train_step(
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": loss,
-            "accuracy": jnp.mean(jnp.argmax(logits, axis=1) == batch["targets"], dtype=jnp.float32),
+            **task.batch_metrics(logits, batch),
             "grad_norm": optax.tree.norm(gradients),
         }
         return TrainState(trainable, statistics, optimizer_state), metrics
@@ -96,14 +94,14 @@ def make_train_step(
     )
 
 
-def make_eval_step(model: Model, mesh: Mesh, *, dtype: str) -> EvalStep:
+def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalStep:
     """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B] on every device."""
     forward = inference_model(model, dtype)
     preprocess = model.meta.preprocess
 
     def eval_step(state: Values, batch: Any) -> dict[str, jax.Array]:
         logits = with_values(forward, state)(normalize(batch["inputs"], preprocess))
-        return classification.outcomes(logits, batch["targets"])
+        return task.outcomes(logits, batch)
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jax.jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)

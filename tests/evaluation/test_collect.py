@@ -1,6 +1,7 @@
 import numpy as np
 
-from tlx.evaluation.metrics import Evaluation, collect
+from tlx.evaluation.collect import collect
+from tlx.tasks.classification import Evaluation
 
 
 def evaluation(targets, predictions, losses=None, classes=3):
@@ -46,6 +47,6 @@ def test_padding_is_dropped():
             "top5": zeros,
         }
 
-    found = collect(batches, evaluate, 3)
+    found = Evaluation(*collect(batches, evaluate), 3)
     assert found.targets.tolist() == [0, 1, 2]
     assert found.summary() == {"loss": 1.0, "accuracy": 2 / 3, "correct": 2, "examples": 3}

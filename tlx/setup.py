@@ -1,0 +1,204 @@
+"""Everything that is decided before the first array is placed: user errors surface here.
+
+config -> data source -> weights and their meta -> preprocessing -> model -> plan, schedule, optimizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+
+from tlx import pretrained
+from tlx.config import Config, duration, nearest
+from tlx.data import augment, pipeline, preprocess
+from tlx.data.source import Splits, load_splits
+from tlx.errors import InputError
+from tlx.evaluation.collect import collect
+from tlx.models import family
+from tlx.models.base import Model
+from tlx.models.leaves import Leaf, Values
+from tlx.tasks import Evaluation, Task, get_task
+from tlx.training.loop import Cadence
+from tlx.training.mesh import check_batch_size, make_mesh, place_batch
+from tlx.training.step import EvalStep, make_eval_step
+from tlx.tuning.optimizer import make_optimizer
+from tlx.tuning.plan import TuningPlan, make_plan
+from tlx.tuning.schedule import Schedule, make_schedule
+from tlx.weights.load import open_weights
+from tlx.weights.meta import WeightsMeta
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """Data, weights, model and mesh of a run."""
+
+    config: Config
+    task: Task
+    splits: Splits
+    weights: pretrained.Source
+    augmentation: augment.Augmentation
+    mesh: Mesh
+    dtype: str
+
+    @property
+    def model(self) -> Model:
+        """The abstract model: shapes in place of values."""
+        return self.weights.model
+
+    @functools.cached_property
+    def leaves(self) -> dict[str, Leaf]:
+        """Every parameter and statistic of the model."""
+        return self.weights.leaves
+
+    @functools.cached_property
+    def eval_step(self) -> EvalStep:
+        """The jitted evaluation step; one for all splits."""
+        return make_eval_step(self.model, self.task, self.mesh, dtype=self.dtype)
+
+    def evaluate(self, split: pipeline.Split, values: Values) -> Evaluation:
+        """Evaluates the values on the whole split."""
+        config, step = self.config, self.eval_step
+        batches = pipeline.evaluation_batches(
+            split, batch_size=config.eval.batch_size or config.train.batch_size
+        )
+        found = collect(
+            batches, lambda batch: jax.device_get(step(values, place_batch(batch, self.mesh)))
+        )
+        return self.task.evaluation(*found, self.model.num_classes)
+
+    def open(self, *names: str) -> dict[str, pipeline.Split]:
+        """Returns those of the named splits that exist, as the network reads them, decoded where they fit."""
+        size = self.model.meta.preprocess.size
+        wanted = {
+            name: (examples, self.augmentation.canvas if name == "train" else size)
+            for name, examples in self.splits.given().items()
+            if name in names
+        }
+        return pipeline.make_splits(wanted, self.model.meta.preprocess, self.config.data)
+
+    @property
+    def held_out(self) -> str:
+        """The split that results are reported on."""
+        return "test" if self.splits.test is not None else "val"
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuning:
+    """What training adds to a setup."""
+
+    plan: TuningPlan
+    schedule: Schedule
+    optimizer: optax.GradientTransformation
+    steps_per_epoch: float
+    cadence: Cadence
+
+
+def prepare(config: Config, *, stored: WeightsMeta | None = None) -> tuple[Setup, list[str]]:
+    """Opens the data and the weights and decides everything that follows from them.
+
+    Args:
+      config: of the run.
+      stored: the meta of a run whose values are in its workdir: no weights file is read then, and the
+        data must have that run's classes.
+
+    Returns:
+      The setup, and lines that tell the user what was found.
+
+    Raises:
+      InputError: anything the user can put right.
+    """
+    mesh = make_mesh()
+    check_batch_size("train.batch_size", config.train.batch_size, mesh)
+    check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
+    module = family(config.model.name)
+    splits = load_splits(config.data, config.seed)
+    names = splits.train.class_names
+    task = get_task(config.task)
+    metrics = task.metrics(len(names))
+    if config.eval.metric not in metrics:
+        raise InputError(
+            f"eval.metric is {config.eval.metric!r}{nearest(config.eval.metric, metrics)}; with "
+            f"{len(names)} classes there are: {', '.join(metrics)}"
+        )
+    lines = [f"data: {config.data.source} {config.data.root}".rstrip() + f": {_counts(splits)}"]
+    lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
+    if stored is not None:
+        _check_classes(stored, names)
+        weights = pretrained.source(stored.architecture, class_names=names, meta=stored)
+    else:
+        own_name = config.model.name
+        file = (
+            None if config.model.weights == "none" else open_weights(own_name, config.model.weights)
+        )
+        own = file.meta if file else module.default_meta(own_name)
+        resolved = preprocess.resolve(own.preprocess, config.data)
+        weights = pretrained.source(
+            own_name,
+            file=file,
+            class_names=names,
+            head=config.model.head,
+            missing_ok=config.model.missing_ok,
+            meta=dataclasses.replace(own, preprocess=resolved),
+        )
+        lines += weights.describe()
+        changes = preprocess.overrides(own.preprocess, resolved)
+        lines += [f"preprocessing overridden by the config: {change}" for change in changes]
+    augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
+    return Setup(config, task, splits, weights, augmentation, mesh, _dtype(config)), lines
+
+
+def prepare_tuning(setup: Setup) -> Tuning:
+    """Makes the plan, the schedule and the optimizer.
+
+    Raises:
+      InputError: a rule, stage, option or duration that does not fit; nothing to do.
+    """
+    config = setup.config
+    plan = make_plan(setup.leaves, setup.model.stages, config.tune)
+    steps_per_epoch = len(setup.splits.train) / config.train.batch_size
+    total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
+    if total < 1:
+        raise InputError(
+            "nothing to do: train.epochs and train.steps are both 0 (--mode=evaluate evaluates)"
+        )
+    schedule = make_schedule(config.optimizer, total_steps=total, steps_per_epoch=steps_per_epoch)
+    optimizer = make_optimizer(plan, config.optimizer, schedule)
+
+    def every(text: str) -> int:
+        off = float(text.strip().rstrip("%epochst ") or 0) == 0
+        steps = duration(text, steps_per_epoch=steps_per_epoch, total_steps=total)
+        return 0 if off else max(steps, 1)
+
+    cadence = Cadence(
+        total_steps=total,
+        eval_every=every(config.eval.every),
+        save_every=every(config.checkpoint.every),
+        log_every=config.train.log_every,
+        metric=config.eval.metric,
+    )
+    return Tuning(plan, schedule, optimizer, steps_per_epoch, cadence)
+
+
+def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:
+    if stored.class_names != names:
+        raise InputError(
+            f"the run was trained on {len(stored.class_names)} classes "
+            f"({', '.join(stored.class_names[:5])}...), the data has {len(names)} "
+            f"({', '.join(names[:5])}...)"
+        )
+
+
+def _counts(splits: Splits) -> str:
+    counts = ", ".join(f"{name} {len(examples)}" for name, examples in splits.given().items())
+    return f"{counts}; {len(splits.train.class_names)} classes"
+
+
+def _dtype(config: Config) -> str:
+    if config.model.dtype != "auto":
+        return config.model.dtype
+    return "float32" if jax.default_backend() == "cpu" else "bfloat16"

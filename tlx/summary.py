@@ -1,0 +1,89 @@
+"""What a run leaves behind for people and scripts: the summary and the report."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from tlx.data import pipeline
+from tlx.evaluation.report import Mistake, Report, write_report
+from tlx.setup import Setup
+from tlx.tasks.classification import Evaluation
+from tlx.training import logging
+from tlx.tuning.table import count_parameters
+from tlx.workdir import Workdir
+
+WORST_KEPT = 24  # mistakes shown in the report
+PACKAGES = ("tlx", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def run_facts(setup: Setup, mode: str) -> dict[str, Any]:
+    """Returns what was run, on what, with which versions."""
+    parameters = [path for path, leaf in setup.leaves.items() if leaf.is_parameter]
+    device = jax.devices()[0]
+    return {
+        "mode": mode,
+        "model": setup.model.meta.architecture,
+        "data": f"{setup.config.data.source} {setup.config.data.root}".rstrip(),
+        "params/total": count_parameters(setup.leaves, parameters),
+        "skipped_images": len(setup.splits.skipped),
+        "device": f"{device.platform} {device.device_kind}",
+        "devices": jax.device_count(),
+        "dtype": setup.dtype,
+        "versions": {"python": platform.python_version()}
+        | {name: importlib.metadata.version(name) for name in PACKAGES},
+    }
+
+
+def results(name: str, found: Evaluation, class_names: tuple[str, ...]) -> dict[str, Any]:
+    """Returns `test/accuracy` and the others, with the accuracy of each class that has examples."""
+    per_class = zip(class_names, found.per_class_accuracy(), strict=True)
+    return {
+        **{f"{name}/{key}": value for key, value in found.summary().items()},
+        f"{name}/per_class_accuracy": {k: float(v) for k, v in per_class if not np.isnan(v)},
+    }
+
+
+def make_report(
+    setup: Setup,
+    folder: Workdir,
+    summary: Mapping[str, Any],
+    found: Evaluation,
+    split: pipeline.Split,
+    name: str,
+    *,
+    table: str,
+    command: str,
+) -> None:
+    """Writes report.md and its pictures into the workdir."""
+    names = split.examples.class_names
+    worst = found.worst(WORST_KEPT)
+    mistakes = [
+        Mistake(
+            image=image,
+            name=split.examples.name(int(index)),
+            target=names[found.targets[index]],
+            predicted=names[found.outcomes["prediction"][index]],
+            probability=float(found.outcomes["probability"][index]),
+            loss=float(found.outcomes["loss"][index]),
+        )
+        for index, image in zip(worst, split.rows(worst) if len(worst) else (), strict=True)
+    ]
+    report = Report(
+        title=f"{setup.model.meta.architecture} on {setup.config.data.source}",
+        command=command,
+        summary={k: v for k, v in summary.items() if not k.endswith("/per_class_accuracy")},
+        plan_table=table,
+        records=logging.read_records(folder.path),
+        class_names=names,
+        confusion=found.confusion(),
+        per_class=found.per_class_accuracy(),
+        mistakes=mistakes,
+        split=name,
+    )
+    write_report(folder.path, report)

@@ -1,0 +1,113 @@
+"""The start order, once: resume the own workdir, else pretrained weights, else from scratch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import NamedSharding
+
+from tlx.errors import InputError, InputFileNotFoundError
+from tlx.models.leaves import Leaf, Values
+from tlx.pretrained import Source
+from tlx.training.checkpoint import Checkpoints, Position, load_base, save_base
+from tlx.training.state import TrainState, create_state
+from tlx.tuning.plan import TuningPlan
+from tlx.weights.meta import WeightsMeta
+from tlx.workdir import Workdir
+
+Messages = list[str]
+
+
+def start(
+    workdir: Path,
+    checkpoints: Checkpoints,
+    weights: Source,
+    plan: TuningPlan,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    fingerprint: str,
+    sharding: NamedSharding,
+) -> tuple[TrainState, Values, Position, Messages]:
+    """Returns the state, the frozen values, how far the run has come, and what to tell the user.
+
+    Raises:
+      InputError: the run was trained on other data, or nothing intact is left of it.
+    """
+    found = weights.leaves
+    restored = checkpoints.restore(_state_shapes(found, plan, optimizer, sharding))
+    if restored is not None:
+        state, position, messages = restored
+        if position.fingerprint != fingerprint:
+            raise InputError(
+                f"{workdir} was trained on other data than there is now (fingerprint "
+                f"{position.fingerprint!r}, now {fingerprint!r}): use another --workdir"
+            )
+        checkpoints.set_aside_after(position.step)
+        frozen = load_base(workdir, plan.frozen, position.base, sharding)
+        return state, frozen, position, [f"{text}: using the one before it" for text in messages]
+    state, frozen = create_state(weights.place(seed, sharding), plan, optimizer, sharding)
+    digest = save_base(workdir, frozen, weights.model.meta, weights.facts())
+    return state, frozen, Position(fingerprint=fingerprint, base=digest), []
+
+
+def restore_values(
+    workdir: Path, found: Mapping[str, Leaf], plan: TuningPlan, which: str, sharding: NamedSharding
+) -> tuple[Values, Position, Messages]:
+    """Returns all values of a workdir's model for inference; writes nothing.
+
+    Args:
+      found: the model's leaves.
+      which: auto or best: of the best validation metric where there is one, else the last; last.
+
+    Raises:
+      InputError: there is no checkpoint, or none is intact.
+    """
+    shapes = _shapes(found, (*plan.trainable, *plan.statistics), sharding)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore_values(shapes, which)
+    if restored is None:
+        raise InputError(f"{workdir} holds no checkpoint yet")
+    values, position, messages = restored
+    if which == "best" and position.best_step < 0:
+        raise InputError(f"{workdir} was trained without validation, there is no best checkpoint")
+    frozen = load_base(workdir, plan.frozen, position.base, sharding)
+    return {**frozen, **values}, position, messages
+
+
+def stored_facts(folder: Workdir) -> tuple[WeightsMeta, dict[str, Any]]:
+    """Returns the meta of the model in a workdir, and where its weights came from.
+
+    Raises:
+      InputFileNotFoundError: training has not begun there.
+    """
+    if not folder.base.is_file():
+        raise InputFileNotFoundError(f"{folder.path} holds no trained model")
+    facts = json.loads(folder.base.read_text())
+    return WeightsMeta.from_json(facts.pop("weights_meta")), facts
+
+
+def _shapes(found: Mapping[str, Leaf], paths: Sequence[str], sharding: NamedSharding) -> Values:
+    return {
+        path: jax.ShapeDtypeStruct(found[path].shape, found[path].dtype, sharding=sharding)
+        for path in paths
+    }
+
+
+def _state_shapes(
+    found: Mapping[str, Leaf],
+    plan: TuningPlan,
+    optimizer: optax.GradientTransformation,
+    sharding: NamedSharding,
+) -> TrainState:
+    trainable = _shapes(found, plan.trainable, sharding)
+    state = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(optimizer.init, trainable),
+    )
+    return TrainState(trainable, _shapes(found, plan.statistics, sharding), state)
