@@ -3,7 +3,8 @@
   python experiments/digits/make_weights.py [--out=tlx/weights/builtin] [--work=runs/glyphs]
 
 Renders 72,000 characters (glyphs.py), trains a ResNet-20 on them (pretrain.py) and writes
-resnet20_cifar-glyphs.safetensors and, beside it, its WeightsMeta as json. PLACEHOLDER_TIME
+resnet20_cifar-glyphs.safetensors and, beside it, its WeightsMeta as json. It took 20 minutes
+on 2 CPU cores that did other work too. The same seed gives the same weights on the same versions and processor.
 """
 
 from __future__ import annotations
