@@ -76,7 +76,9 @@ def test_training_writes_everything_and_the_same_command_says_it_is_complete(tmp
     assert done.returncode == 0, done.stderr
     assert "trained: 269,722 of 269,722 parameters" in done.stdout
     assert (
-        "step 4/4" in done.stdout and "val accuracy" in done.stdout and "test: accuracy" in done.stdout
+        "step 4/4" in done.stdout
+        and "val accuracy" in done.stdout
+        and "test: accuracy" in done.stdout
     )
     summary = json.loads((workdir / "summary.json").read_text())
     assert (

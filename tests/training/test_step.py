@@ -39,7 +39,7 @@ class Fixture:
             self.tuning.optimizer,
             self.setup.augmentation,
             self.setup.mesh,
-            dtype="float32",
+            dtype=self.setup.dtype,
             label_smoothing=self.config.train.label_smoothing,
             seed=0,
         )
@@ -131,6 +131,21 @@ def test_randomness_follows_seed_and_step_alone():
     first = [m["loss"] for m in one.train(3)]
     again = [m["loss"] for m in two.train(3)]
     assert first == again
+
+
+def test_bfloat16_computes_in_it_and_keeps_the_state_in_float32():
+    exact, rough = (
+        Fixture(train__batch_size=32),
+        Fixture(train__batch_size=32, model__dtype="bfloat16"),
+    )
+    assert rough.setup.dtype == "bfloat16"
+    one, two = exact.train(2)[0]["loss"], rough.train(2)[0]["loss"]
+    assert one != two
+    np.testing.assert_allclose(two, one, rtol=0.02)
+    dtypes = {
+        leaf.dtype for leaf in jax.tree.leaves((rough.state.trainable, rough.state.statistics))
+    }
+    assert dtypes == {np.dtype(np.float32)}
 
 
 def test_statistics_are_no_parameters():

@@ -69,6 +69,15 @@ def test_a_pattern_that_names_nothing_is_refused_and_one_not_needed_changes_noth
     assert source(NAME, str(path), missing_ok=("layer3",)).loaded.fresh == ()
 
 
+def test_a_pattern_over_several_stages_touches_only_those_that_lack_something(write):
+    arrays = {k: v for k, v in arrays_of().items() if k != "layer3.1.conv2.weight"}
+    path = str(write(arrays))
+    whole = source(NAME, path, missing_ok=(r"layer[23]\..*",)).loaded.fresh
+    assert {p.split(".")[0] for p in whole} == {"layer3"} and len(whole) == 30
+    part = source(NAME, path, missing_ok=(r"layer3\.1\.(conv|bn)2\..*",)).loaded.fresh
+    assert len(part) == 5 and all(p.startswith(("layer3.1.conv2", "layer3.1.bn2")) for p in part)
+
+
 def test_unknown_keys_and_other_shapes_are_named(write):
     arrays = arrays_of()
     with pytest.raises(

@@ -23,7 +23,7 @@ from typing import Any
 from tlx.config import nearest
 from tlx.errors import InputError, InputFileNotFoundError
 
-NETWORK_SECONDS = 6.0  # longest wait for an answer before a download is started
+NETWORK_SECONDS = 5.0  # longest wait for an answer before a download is started
 
 _NAME = re.compile(r"(?P<name>\w+)(?:/(?P<config>[\w.\-+]+))?(?::(?P<version>\d+\.\d+\.\d+))?")
 _OFFLINE = "python -m tlx.main --config=configs/digits.py needs neither download nor network"

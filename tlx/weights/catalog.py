@@ -38,8 +38,8 @@ def _torchvision(
     )
 
 
-def _cifar(depth: int, sha8: str) -> WeightsMeta:
-    filename = f"resnet{depth}-{sha8}.th"
+def _cifar(depth: int, sha256: str) -> WeightsMeta:
+    filename = f"resnet{depth}-{sha256[:8]}.th"
     repository = "https://github.com/akamaster/pytorch_resnet_cifar10"
     return WeightsMeta(
         architecture=f"resnet{depth}_cifar",
@@ -51,7 +51,7 @@ def _cifar(depth: int, sha8: str) -> WeightsMeta:
         license="BSD-2-Clause",
         source=f"{repository}/raw/master/pretrained_models/{filename}",
         filename=filename,
-        sha256=sha8,
+        sha256=sha256,
     )
 
 
@@ -65,7 +65,7 @@ def _downloads() -> list[WeightsMeta]:
         _torchvision("resnet101", "cd907fc2", "tv2_in1k", 232),
         _torchvision("resnet152", "394f9c45"),
         _torchvision("resnet152", "f82ba261", "tv2_in1k", 232),
-        _cifar(20, "12fca82f"),
+        _cifar(20, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
         _cifar(32, "d509ac18"),
         _cifar(44, "014dd654"),
         _cifar(56, "4bfd9763"),

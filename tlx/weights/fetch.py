@@ -36,7 +36,7 @@ def cache_dir() -> Path:
 
 
 def fetch(
-    url: str, *, filename: str, sha256: str, cache: Path | None = None, timeout: float = 8.0
+    url: str, *, filename: str, sha256: str, cache: Path | None = None, timeout: float = 5.0
 ) -> Path:
     """Returns the path of `filename` in the cache, downloaded from `url` unless it is there.
 

@@ -82,7 +82,8 @@ def fill(
     """Holds a file against a model's leaves.
 
     A pattern of `missing_ok` is a module's path (its whole subtree) or a regex. Where the file lacks a
-    part of what a pattern names, all of it is initialised afresh: half a stage is no pretrained stage.
+    part of what a pattern names in a stage, all that it names there is initialised afresh: half a stage is no
+    pretrained stage.
 
     Raises:
       InputError: keys missing or unknown, shapes that differ, a pattern that names nothing.
@@ -90,15 +91,15 @@ def fill(
     allowed = [(pattern, _matching(pattern, found)) for pattern in missing_ok]
     for pattern, paths in allowed:
         if not paths:
-            tops = ", ".join(dict.fromkeys(path.split(".", 1)[0] for path in found))
+            tops = ", ".join(dict.fromkeys(map(_stage, found)))
             raise InputError(f"model.missing_ok: {pattern!r} names no parameter (modules: {tops})")
     arrays = file.conversion.arrays
     without_head = new_head or "head.kernel" not in found
     fresh = {path for path in found if HEAD.fullmatch(path)} if new_head else set()
     missing = [path for path in found if path not in arrays and path not in fresh]
     for _, paths in allowed:
-        if any(path in paths for path in missing):
-            fresh |= paths
+        lacking = {_stage(path) for path in missing if path in paths}
+        fresh |= {path for path in paths if _stage(path) in lacking}
     missing = [path for path in missing if path not in fresh]
     if missing:
         raise InputError(_missing_message(file, missing, len(found)))
@@ -143,8 +144,12 @@ def _matching(pattern: str, found: Mapping[str, Leaf]) -> set[str]:
     return {path for path in found if path.startswith(f"{pattern}.") or regex.fullmatch(path)}
 
 
+def _stage(path: str) -> str:
+    return path.split(".", 1)[0]
+
+
 def _missing_message(file: WeightsFile, missing: list[str], total: int) -> str:
-    tops = ",".join(dict.fromkeys(path.split(".", 1)[0] for path in missing))
+    tops = ",".join(dict.fromkeys(map(_stage, missing)))
     return (
         f"{file.path} lacks {len(missing)} of the {total} values of {file.meta.architecture}: {listing(missing)}. "
         f"To initialise them afresh, name them: --config.model.missing_ok={tops}"
