@@ -35,7 +35,7 @@ def test_config_builds_and_its_docstring_says_how_it_is_run(path):
     assert "PLACEHOLDER" not in text
 
 
-@pytest.mark.parametrize("line", commands())
+@pytest.mark.parametrize("line", list(commands()))
 def test_documented_commands_are_valid(line, monkeypatch):
     monkeypatch.chdir(ROOT)
     flags, overrides = main.parse(shlex.split(line, comments=True))

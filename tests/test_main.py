@@ -94,7 +94,7 @@ def test_training_writes_everything_and_the_same_command_says_it_is_complete(tmp
     assert list((workdir / "tensorboard").iterdir())
     before = (workdir / "summary.json").read_bytes()
     again = run(*arguments)
-    assert again.returncode == 0 and "this run is complete (4 steps)" in again.stdout
+    assert again.returncode == 0 and "this run is complete (4 steps on digits)" in again.stdout
     assert (workdir / "summary.json").read_bytes() == before
 
     evaluated = run("--mode=evaluate", f"--workdir={workdir}")

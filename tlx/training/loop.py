@@ -126,7 +126,7 @@ class Loop:
 
         Raises:
           Interrupted: SIGINT or SIGTERM came; the state is saved.
-          InputError: the loss is not finite, or a picture is broken; what was reached is saved.
+          InputError: the loss is not finite; or a picture is broken, what was reached is saved then.
         """
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
         with stop_on_signals() as stop:
