@@ -2,7 +2,8 @@
 
   python -m tlx.main --config=configs/digits.py
 
-Everything is in the package: no network, no download. PLACEHOLDER_RESULT
+Everything is in the package: no network, no download. Accuracy on the other 1,697 digits: 0.972 ± 0.006 over 3 seeds
+(experiments/digits); about half a minute on 2 CPU cores.
 """
 
 from tlx.config import defaults

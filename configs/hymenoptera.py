@@ -3,7 +3,8 @@
   python -m tlx.main --config=configs/hymenoptera.py --config.data.root=DIR --config.model.weights=FILE
 
 DIR is the hymenoptera data of PyTorch's transfer-learning tutorial (train/ and val/ with ants/ and bees/). FILE holds the stem to
-layer3 of an ImageNet ResNet-18; with complete weights, drop model.missing_ok. PLACEHOLDER_RESULT
+layer3 of an ImageNet ResNet-18; with complete weights, drop model.missing_ok. Accuracy on val: 0.901 ± 0.018 over 8 seeds
+(PyTorch with the same recipe 0.914 ± 0.011 over 8; experiments/hymenoptera); 40 s on 2 CPU cores.
 """
 
 from tlx.config import defaults
