@@ -1,7 +1,7 @@
 """Runs one config with several seeds and collects the results.
 
   python experiments/seeds.py --name=finetune --seeds=0,1,2 --out=experiments/cifar_resnet20/tlx.json \\
-      --config=configs/cifar_resnet20.py [--config.FIELD=VALUE ...]
+      --config=configs/cifar_resnet20.py [--config.FIELD=VALUE ...] [--mode=evaluate]
 
 Each run is `python -m tlx.main` in runs/seeds/NAME-SEED; a finished one is not run again. The file holds one object
 per run: name, seed, fields overridden, test metrics, seconds, examples per second, versions.
@@ -45,9 +45,8 @@ def main() -> None:
         summary = json.loads((workdir / "summary.json").read_text())
         shown = [o for o in overrides if ".root=" not in o and ".weights=" not in o]
         kept = {k: v for k, v in summary.items() if k.startswith(("test/", "params/"))}
-        facts = {
-            k: summary[k] for k in ("steps", "seconds", "examples_per_second", "device", "versions")
-        }
+        wanted = ("steps", "seconds", "examples_per_second", "device", "versions")
+        facts = {k: summary[k] for k in wanted if k in summary}
         row = {
             "name": arguments.name,
             "seed": seed,
