@@ -58,6 +58,7 @@ def test_the_best_checkpoint_by_validation_is_what_is_tested_and_loaded(tmp_path
     best = max(curve, key=lambda step: (curve[step], -step))
     assert summary["checkpoint"] == "best" and summary["best_step"] == best
     assert summary["val/accuracy"] == curve[best]
+    assert "To run it again" not in (tmp_path / "run" / "report.md").read_text()
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         assert checkpoints.steps() == sorted({best, 8})
     again = tlx.evaluate(fields, tmp_path / "run")

@@ -36,7 +36,7 @@ class Report:
     """What a report is made of."""
 
     title: str
-    command: str  # that makes the run again
+    command: str  # that makes the run again; "" where it was called from Python
     summary: Mapping[str, Any]  # as summary.json
     plan_table: str  # the tuning plan as text; "" for an evaluation without training
     records: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
@@ -94,7 +94,9 @@ def _loss(mistake: Mistake) -> float:
 
 
 def _markdown(report: Report, worst: list[Mistake], shown: set[str]) -> str:
-    parts = [f"# {escape(report.title)}", "To run it again:", _fence(report.command, "sh")]
+    parts = [f"# {escape(report.title)}"]
+    if report.command:
+        parts += ["To run it again:", _fence(report.command, "sh")]
     parts += ["## Summary", _table(("", ""), _summary_rows(report.summary), align="lr")]
     if report.plan_table.strip():
         parts += ["## What was trained", _fence(report.plan_table.strip("\n"), "text")]
