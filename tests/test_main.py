@@ -109,59 +109,60 @@ def test_training_writes_everything_and_the_same_command_says_it_is_complete(tmp
     assert "holds another run (optimizer.lr: 0.001 -> 0.5)" in other
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_saves_resumes_and_ends_with_the_same_bits(tmp_path, number):
-    steps = (
-        "--config.train.steps=24",
-        "--config.checkpoint.every=5",
-        "--config.data.augment=pad_crop:1,flip",
-    )
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(*SMALL, *steps, f"--workdir={whole}").returncode == 0
+LONGER = (
+    *SMALL,
+    "--config.train.steps=24",
+    "--config.checkpoint.every=4",
+    "--config.data.augment=pad_crop:1,flip",
+)
 
-    process = subprocess.Popen(
-        command(*SMALL, *steps, f"--workdir={parts}"),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """The workdir of a run that nothing stopped."""
+    workdir = tmp_path_factory.mktemp("whole")
+    assert run(*LONGER, f"--workdir={workdir}").returncode == 0
+    return workdir
+
+
+def stopped(workdir, line_start, stop):
+    """Starts the same run, calls `stop(process)` at the first line that starts so; returns code and the rest."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command(*LONGER, f"--workdir={workdir}"), **pipes)
     for line in process.stdout:
-        if line.startswith("step "):
-            process.send_signal(number)
+        if line.startswith(line_start):
+            stop(process)
             break
     rest, errors = process.communicate(timeout=300)
-    assert process.returncode == 75, errors
-    assert "interrupted at step" in rest and "The same command goes on from there" in rest
-    assert "--config.train.steps=24" in rest
-    assert not (parts / "summary.json").exists()
+    return process.returncode, rest, errors
 
-    again = run(*SMALL, *steps, f"--workdir={parts}")
+
+def goes_on_to_the_same_bits(workdir, uninterrupted):
+    again = run(*LONGER, f"--workdir={workdir}")
     assert again.returncode == 0, again.stderr
     assert "resuming at step" in again.stdout
-    one, two = values(tlx.load(whole)), values(tlx.load(parts))
+    one, two = values(tlx.load(uninterrupted)), values(tlx.load(workdir))
     for path in one:
         np.testing.assert_array_equal(one[path], two[path], err_msg=path)
-    steps = [r["step"] for r in records(parts)]
-    assert steps == sorted(set(steps)) and set(steps) >= {r["step"] for r in records(whole)}
+    steps = [r["step"] for r in records(workdir)]
+    assert steps == sorted(set(steps)) and set(steps) >= {r["step"] for r in records(uninterrupted)}
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path):
-    steps = ("--config.train.steps=24", "--config.checkpoint.every=4")
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run(*SMALL, *steps, f"--workdir={whole}").returncode == 0
-    process = subprocess.Popen(
-        command(*SMALL, *steps, f"--workdir={parts}"), stdout=subprocess.PIPE, text=True
-    )
-    for line in process.stdout:
-        if line.startswith("step 10/"):
-            process.kill()
-            break
-    process.communicate(timeout=60)
-    again = run(*SMALL, *steps, f"--workdir={parts}")
-    assert again.returncode == 0, again.stderr
-    one, two = values(tlx.load(whole)), values(tlx.load(parts))
-    for path in one:
-        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_saves_resumes_and_ends_with_the_same_bits(
+    tmp_path, uninterrupted, number
+):
+    code, rest, errors = stopped(tmp_path, "step ", lambda process: process.send_signal(number))
+    assert code == 75, errors
+    assert "interrupted at step" in rest and "The same command goes on from there" in rest
+    assert "--config.train.steps=24" in rest
+    assert not (tmp_path / "summary.json").exists()
+    goes_on_to_the_same_bits(tmp_path, uninterrupted)
+
+
+def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
+    stopped(tmp_path, "step 10/", lambda process: process.kill())
+    goes_on_to_the_same_bits(tmp_path, uninterrupted)
 
 
 def picture_folder(root, classes=("ant", "bee"), count=6):
