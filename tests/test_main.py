@@ -148,7 +148,9 @@ def goes_on_to_the_same_bits(workdir, uninterrupted):
     assert steps == sorted(set(steps)) and set(steps) >= {r["step"] for r in records(uninterrupted)}
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM]
+)
 def test_an_interrupted_run_saves_resumes_and_ends_with_the_same_bits(
     tmp_path, uninterrupted, number
 ):
@@ -160,6 +162,7 @@ def test_an_interrupted_run_saves_resumes_and_ends_with_the_same_bits(
     goes_on_to_the_same_bits(tmp_path, uninterrupted)
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path, uninterrupted):
     stopped(tmp_path, "step 10/", lambda process: process.kill())
     goes_on_to_the_same_bits(tmp_path, uninterrupted)

@@ -187,6 +187,7 @@ def test_a_broken_picture_in_streamed_data_keeps_what_was_reached(tmp_path, conf
         tlx.finetune(fields, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_streamed_and_in_memory_data_train_to_the_same_bits(tmp_path, config):
     runs = {}
     for storage in ("memory", "stream"):
