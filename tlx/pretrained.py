@@ -12,12 +12,23 @@ import jax
 import numpy as np
 
 from tlx import models
+from tlx.config import nearest
 from tlx.errors import InputError
 from tlx.models.base import Model
+from tlx.models.layers import Initializer, uniform_fan_in, zeros
 from tlx.models.leaves import Leaf, Values, initial_values, leaves, values, with_values
 from tlx.weights.files import write_safetensors
-from tlx.weights.load import Loaded, WeightsFile, fill, listing, open_weights
+from tlx.weights.keymap import Origin
+from tlx.weights.load import Fitting, Loaded, WeightsFile, fill, listing, open_weights
 from tlx.weights.meta import WeightsMeta
+
+
+def _small(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    return 0.01 * uniform_fan_in(key, shape, dtype)
+
+
+# How a new head is drawn; None: as its layer says.
+HEAD_INITS: dict[str, Initializer | None] = {"default": None, "zero": zeros, "small": _small}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,10 +39,19 @@ class Source:
     file: WeightsFile | None
     loaded: Loaded | None
 
+    head_init: str = "default"
+
     @property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""
-        return leaves(self.model)
+        found = leaves(self.model)
+        initializer = HEAD_INITS[self.head_init]
+        if initializer is not None:
+            for path, leaf in found.items():
+                if any(path.startswith(f"{name}.") for name in self.model.classifiers):
+                    init = zeros if path.endswith(".bias") else initializer
+                    found[path] = leaf._replace(init=init)
+        return found
 
     def place(self, seed: int, sharding: Any = None) -> Values:
         """Returns all values on the devices: the file's, and the rest drawn from the seed."""
@@ -66,6 +86,7 @@ class Source:
             lines.append(f"dropped from the file: {listing(self.loaded.dropped)}")
         if self.loaded.fresh:
             lines.append(f"initialised afresh: {listing(self.loaded.fresh)}")
+        lines += self.loaded.fitted
         return lines
 
 
@@ -77,38 +98,54 @@ def source(
     class_names: Sequence[str] | None = None,
     num_classes: int | None = None,
     head: str = "auto",
+    head_init: str = "default",
     missing_ok: Sequence[str] = (),
     meta: WeightsMeta | None = None,
+    origin: Origin | None = None,
+    fitting: Fitting = Fitting(),
+    dropout: float = -1.0,
+    drop_path: float = -1.0,
 ) -> Source:
     """Decides the head and holds the weights against the model.
 
     Args:
-      name: the model's name, or `name.tag`.
+      name: the model's name.
       weights: a tag, a path, or "none".
       file: the weights where they were opened already; `weights` is then not read.
       class_names: of the data. With head="auto" the file's head is kept if its names are these.
       num_classes: None: as the file or the architecture has it; 0: no head.
       head: auto, keep or new.
+      head_init: how a new head is drawn: default, zero or small.
       missing_ok: what the file may lack.
       meta: put on the model in place of the weights' own (as with overridden preprocessing).
+      origin: likewise in place of the file's.
+      fitting: how values that depend on the input are made to fit; with `classes` set, `class_names` are
+        those of the file's classes that it names, and the head is kept.
+      dropout, drop_path: rates in training; below 0: the architecture's own.
 
     Raises:
       InputError: as `tlx.weights.load.fill`, and where head="keep" does not fit the data.
     """
+    name = models.resolve(name)
     if file is None and weights != "none":
         file = open_weights(name, weights)
-    base = meta or (file.meta if file else models.family(name).default_meta(name))
+    base = meta or (file.meta if file else models.default_meta(name))
     own_classes = (file.num_classes if file else 0) or base.num_classes
     if num_classes is None:
         num_classes = len(class_names) if class_names is not None else own_classes
-    new_head = _new_head(head, file, class_names, num_classes)
+    new_head = not fitting.classes and _new_head(head, file, class_names, num_classes)
     names = tuple(class_names) if class_names is not None else ()
     if not names and num_classes == own_classes and not new_head:
         names = base.class_names
     base = dataclasses.replace(base, num_classes=num_classes, class_names=names)
-    model = models.abstract_model(name, num_classes=num_classes, meta=base)
-    loaded = fill(leaves(model), file, missing_ok=missing_ok, new_head=new_head) if file else None
-    return Source(model, file, loaded)
+    model = models.abstract_model(
+        name, num_classes=num_classes, meta=base, dropout=dropout, drop_path=drop_path
+    )
+    model.origin = origin or (file.origin if file else None)
+    if file is None:
+        return Source(model, None, None, head_init)
+    loaded = fill(model, file, missing_ok=missing_ok, new_head=new_head, fitting=fitting)
+    return Source(model, file, loaded, head_init)
 
 
 def create_model(
@@ -119,24 +156,40 @@ def create_model(
     seed: int = 0,
     missing_ok: Sequence[str] = (),
     dtype: str = "float32",
+    in_channels: int = 0,
+    image_size: int = 0,
+    stem: str = "",
+    stem_init: str = "crop",
+    head_init: str = "default",
+    dropout: float = -1.0,
+    drop_path: float = -1.0,
 ) -> Model:
     """Returns a model in inference mode: `model(x) -> logits`, `model.features(x)`, `model.stages`.
 
     Args:
-      name: as `tlx.list_models()` shows it, or `name.tag` for a known set of weights.
-      weights: a tag (`tv_in1k`), a path (`.pth`, `.th`, `.safetensors`), or None: drawn from the seed.
+      name: as `tlx.list_models()` shows it, with or without the tag of a known set of weights.
+      weights: a tag (`tv_in1k`), a path (`.pth`, `.th`, `.bin`, `.safetensors`), or None: drawn from the seed.
       num_classes: None: as in the weights; 0: no head, logits are the features; else a new head where
         the weights have another number of classes.
       seed: of the values that no file fills.
       missing_ok: modules or regexes of values that the file may lack.
       dtype: compute type, "float32" or "bfloat16".
+      in_channels: of the input; 0: as the weights. The first kernel is summed for 1, else repeated and rescaled.
+      image_size: pixels, the input's side; 0: as the weights. Position embeddings are resized.
+      stem: "small": the first layers for small pictures (3x3, no pooling); "": the architecture's own.
+      stem_init: of the smaller first kernel: "crop" the file's, or "new".
+      head_init: of a new head: "default" as PyTorch's layer, "zero", or "small" (a hundredth of it).
+      dropout, drop_path: rates in training; below 0: the architecture's own.
 
     Raises:
       InputError, InputFileNotFoundError: see `tlx.weights.load`.
     """
-    if "." in name and weights is None:
+    if weights is None and "." in name:
         name, weights = name.split(".", 1)
-    models.family(name)
+    name = models.resolve(name)
+    check_choice("head_init", head_init, tuple(HEAD_INITS))
+    check_choice("stem", stem, ("", "small"))
+    check_choice("stem_init", stem_init, ("crop", "new"))
     file = open_weights(name, str(weights)) if weights not in (None, "none") else None
     new = num_classes is not None and file is not None and num_classes not in (0, file.num_classes)
     found = source(
@@ -144,28 +197,75 @@ def create_model(
         file=file,
         num_classes=num_classes,
         head="new" if new else "auto",
+        head_init=head_init,
         missing_ok=missing_ok,
+        meta=shaped(
+            file.meta if file else models.default_meta(name),
+            in_channels=in_channels,
+            image_size=image_size,
+            stem=stem,
+        ),
+        fitting=Fitting(stem_init),
+        dropout=dropout,
+        drop_path=drop_path,
     )
     model = with_values(found.model, found.place(seed))
     model.dtype = dtype
     return model
 
 
-def save_weights(model: Model, path: str | Path) -> None:
+def shaped(
+    meta: WeightsMeta, *, in_channels: int = 0, image_size: int = 0, stem: str = ""
+) -> WeightsMeta:
+    """Returns the meta for another input; 0 and "" leave what it says."""
+    preprocess = meta.preprocess
+    if image_size:
+        preprocess = preprocess.at_size(image_size)
+    if in_channels:
+        preprocess = preprocess.with_channels(in_channels)
+    return dataclasses.replace(meta, preprocess=preprocess, stem=stem or meta.stem)
+
+
+def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
     """Writes `.safetensors` with the source's own names and layouts, and the meta in its header.
 
-    BatchNorm's `num_batches_tracked`, which tlx does not use, is written as 0.
+    Values that were not changed are written in the type they had in the file they came from; buffers that
+    the network does not use are written as they were there.
+
+    Args:
+      model: with values.
+      path: of the file.
+      names: the project whose names are used ("torchvision", "timm", ...); "": that of the file which
+        the weights came from, or the first that the family knows.
+
+    Raises:
+      InputError: no such names for this model, or the file cannot be written.
     """
-    meta: WeightsMeta = model.meta
-    table = models.family(meta.architecture).key_tables(meta.architecture)[0]
+    meta, origin = model.meta, model.origin
+    tables = {t.name: t for t in models.family(meta.architecture).key_tables(meta.architecture)}
+    chosen = names or (origin.table if origin else next(iter(tables)))
+    check_choice("names", chosen, tuple(tables))
+    own = origin if origin and origin.table == chosen else None
     arrays = {name: np.asarray(value) for name, value in values(model).items()}
-    tracked = {
-        f"{name.removesuffix('running_mean')}num_batches_tracked": np.zeros((), np.int64)
-        for name in table.to_source(arrays)
-        if name.endswith(".running_mean")
-    }
-    stored = {name: np.ascontiguousarray(a) for name, a in table.to_source(arrays, tracked).items()}
+    stored = tables[chosen].to_source(arrays, own.carried if own else None)
+    for name, dtype in own.dtypes if own else ():
+        if name in stored:
+            stored[name] = _narrowed(stored[name], dtype)
     write_safetensors(stored, Path(path), {"tlx_meta": json.dumps(meta.to_json()), "format": "pt"})
+
+
+def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns the array in the file's type where that loses nothing."""
+    narrow = array.astype(np.dtype(dtype))
+    same = np.array_equal(narrow.astype(array.dtype), array, equal_nan=True)
+    return narrow if same else array
+
+
+def check_choice(what: str, given: str, choices: Sequence[str]) -> None:
+    """Raises InputError where `given` is none of the choices."""
+    if given not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise InputError(f"{what} is {given!r}{nearest(given, choices)}: expected one of {expected}")
 
 
 def parameter_count(model: Model) -> int:

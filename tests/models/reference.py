@@ -1,6 +1,7 @@
-"""PyTorch originals of the ResNets, and random weights that need no torch to be drawn again."""
+"""Originals to compare with, and random weights that need no torch to be drawn again."""
 
 import zlib
+from typing import Any
 
 import numpy as np
 
@@ -31,53 +32,18 @@ def images(count: int, height: int, width: int) -> np.ndarray:
     return rng.standard_normal((count, height, width, 3)).astype(np.float32)
 
 
-def torch_model(name: str):
-    """Returns the original, in inference mode: torchvision's, or the CIFAR one below."""
-    if name.endswith("_cifar"):
-        return cifar_resnet(int(name.removeprefix("resnet").removesuffix("_cifar"))).eval()
+def torchvision_model(name: str, **options: Any) -> Any:
+    """torchvision's model with random weights."""
     from tests.torchvision_import import import_torchvision
 
-    return import_torchvision().models.get_model(name, weights=None).eval()
+    return import_torchvision().models.get_model(name, weights=None, **options)
 
 
-def cifar_resnet(depth: int, num_classes: int = 10):
-    """The ResNet of He et al. 2015, section 4.2, with option-A shortcuts, keys as in the public weights."""
-    import torch
-    from torch import nn
-    from torch.nn import functional
+def timm_model(name: str, **options: Any) -> Any:
+    """timm's model with random weights."""
+    from tests.torchvision_import import import_torchvision
 
-    class Block(nn.Module):
-        def __init__(self, inner: int, outer: int, stride: int):
-            super().__init__()
-            self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(outer)
-            self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-            self.bn2 = nn.BatchNorm2d(outer)
-            self.pad = outer // 4 if inner != outer else 0
+    import_torchvision()
+    import timm
 
-        def forward(self, x):
-            y = torch.relu(self.bn1(self.conv1(x)))
-            y = self.bn2(self.conv2(y))
-            if self.pad:
-                x = functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
-            return torch.relu(x + y)
-
-    class Network(nn.Module):
-        def __init__(self):
-            super().__init__()
-            blocks = (depth - 2) // 6
-            self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-            self.bn1 = nn.BatchNorm2d(16)
-            widths = (16, 16, 32, 64)
-            for i in (1, 2, 3):
-                layers = [Block(widths[i - 1], widths[i], 1 if i == 1 else 2)]
-                layers += [Block(widths[i], widths[i], 1) for _ in range(blocks - 1)]
-                setattr(self, f"layer{i}", nn.Sequential(*layers))
-            self.linear = nn.Linear(64, num_classes)
-
-        def forward(self, x):
-            x = torch.relu(self.bn1(self.conv1(x)))
-            x = self.layer3(self.layer2(self.layer1(x)))
-            return self.linear(x.mean((2, 3)))
-
-    return Network()
+    return timm.create_model(name, pretrained=False, **options)

@@ -14,36 +14,92 @@ if TYPE_CHECKING:
     from tlx.models.base import Model
     from tlx.weights.meta import WeightsMeta
 
-# Model name -> module of its family: PRESETS, create, default_meta and key_tables live there.
-FAMILIES: dict[str, str] = {
-    **dict.fromkeys(
-        ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"), "tlx.models.resnet"
+# Module of a family -> its models: PRESETS, create, default_meta and key_tables live there.
+_MODELS = {
+    "resnet": (
+        "resnet18 resnet34 resnet50 resnet101 resnet152 resnext50_32x4d resnext101_32x8d "
+        "wide_resnet50_2 wide_resnet101_2 resnet18d resnet26d resnet34d resnet50d resnet101d "
+        "resnet152d resnet20_cifar resnet32_cifar resnet44_cifar resnet56_cifar resnet110_cifar"
     ),
-    **dict.fromkeys((f"resnet{n}_cifar" for n in (20, 32, 44, 56, 110)), "tlx.models.resnet"),
 }
 
+# Model name -> module of its family.
+FAMILIES = {
+    name: f"tlx.models.{module}" for module, names in _MODELS.items() for name in names.split()
+}
 
-def list_models(pattern: str = "*") -> list[str]:
-    """Returns the names of the models that match the shell pattern."""
-    return [name for name in FAMILIES if fnmatch.fnmatch(name, pattern)]
+# Another project's name for the same network -> the name here.
+ALIASES: dict[str, str] = {}
 
 
-def family(name: str) -> ModuleType:
-    """Returns the module of the family that has this model.
+def resolve(name: str) -> str:
+    """Returns the model's name here, for it or for another project's name of the same network.
 
     Raises:
       InputError: there is no model of that name; the nearest is shown.
     """
-    if name not in FAMILIES:
-        known = ", ".join(FAMILIES)
-        raise InputError(f"unknown model {name!r}{nearest(name, FAMILIES)} (there are: {known})")
-    return importlib.import_module(FAMILIES[name])
+    if name in FAMILIES:
+        return name
+    if name in ALIASES:
+        return ALIASES[name]
+    known = [*FAMILIES, *ALIASES]
+    raise InputError(
+        f"unknown model {name!r}{nearest(name, known)} (python -m tlx.models lists all {len(known)})"
+    )
 
 
-def abstract_model(name: str, *, num_classes: int, meta: WeightsMeta | None = None) -> Model:
-    """Returns the model with shapes in place of values: nothing is allocated or computed."""
+def list_models(pattern: str = "*") -> list[str]:
+    """Returns the names that `create_model` accepts and that match the shell pattern.
+
+    They are the models' (`resnet50`), other projects' names for them (`vit_b_16`), and the known sets of
+    weights (`resnet50.tv_in1k`).
+    """
+    from tlx.weights import catalog
+
+    names = [*FAMILIES, *ALIASES, *catalog.entries()]
+    return sorted(fnmatch.filter(names, pattern))
+
+
+def family(name: str) -> ModuleType:
+    """Returns the module of the family that has this model. Raises as `resolve` does."""
+    return importlib.import_module(FAMILIES[resolve(name)])
+
+
+def default_meta(name: str) -> WeightsMeta:
+    """Returns how inputs are prepared for a model where no weights say it."""
+    return family(name).default_meta(resolve(name))
+
+
+def abstract_model(
+    name: str,
+    *,
+    num_classes: int,
+    meta: WeightsMeta | None = None,
+    dropout: float = -1.0,
+    drop_path: float = -1.0,
+) -> Model:
+    """Returns the model with shapes in place of values: nothing is allocated or computed.
+
+    Args:
+      name: of the model.
+      num_classes: 0: no head.
+      meta: says the number of input channels, the input size (which decides the shape of position
+        embeddings) and the stem; None: the architecture's own.
+      dropout: rate before the classifier in training; below 0: as the architecture was trained.
+      drop_path: likewise the largest rate of stochastic depth.
+
+    Raises:
+      InputError: the model does not exist, or not in this shape.
+    """
     from flax import nnx
 
-    module = family(name)
+    from tlx.models.base import Rates
+
+    name, module = resolve(name), family(name)
     meta = meta or module.default_meta(name)
-    return nnx.eval_shape(lambda: module.create(name, num_classes=num_classes, meta=meta))
+    if meta.stem == "small" and not getattr(module, "SMALL_STEM", False):
+        raise InputError(f"{name} has no small-image stem (model.stem=small)")
+    rates = Rates(dropout, drop_path)
+    return nnx.eval_shape(
+        lambda: module.create(name, num_classes=num_classes, meta=meta, rates=rates)
+    )

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from tlx.models.layers import Linear, global_average_pool
+from tlx.models.layers import Linear, dropout, global_average_pool, subkeys
+from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
 
 Carry = Any  # what a stage maps to the next: an array, or a dict of arrays
 
 
+class Rates(NamedTuple):
+    """Probabilities of what training leaves out at random; below 0: the architecture's own."""
+
+    dropout: float = -1.0  # of features before the classifier
+    drop_path: float = -1.0  # of residual branches of the last block (Huang et al. 2016)
+
+    def or_own(self, dropout: float, drop_path: float = 0.0) -> Rates:
+        """Returns the rates with the architecture's own where none is given."""
+        return Rates(
+            dropout if self.dropout < 0 else self.dropout,
+            drop_path if self.drop_path < 0 else self.drop_path,
+        )
+
+
 class Model(nnx.Module):
     """Base of all models; a family's file defines the sub-modules that `stages` names.
+
+    Every stage is called as `stage(carry, key)`; `key` is None where nothing is random.
 
     Attributes:
       stages: sub-module names from the stem to the last block; each maps a carry to a carry.
       num_features: the width D of `features`.
       num_classes: the width of the logits; 0: no head, calling the model returns `features`.
       meta: the facts of the weights inside, or of the architecture where they came from no file.
+      origin: what else the file had that the weights came from; None where they came from none.
+      input_kernel: the path of the kernel that reads the input's channels.
+      classifiers: modules whose last axis is the number of classes.
+      auxiliary: modules that give a further loss in training, with the number of stages before
+        the point where each branches off and the weight of its loss.
+      dropout: rate before the classifier in training.
+      random_stages: the stages that may drop anything in training (a frozen one must not).
       dtype: the compute type, "float32" or "bfloat16"; parameters and logits stay float32.
     """
 
@@ -30,32 +55,74 @@ class Model(nnx.Module):
     num_features: int
     num_classes: int
     meta: WeightsMeta
+    origin: Origin | None = None
+    input_kernel: str = "stem.conv.kernel"
+    classifiers: tuple[str, ...] = ("head",)
+    auxiliary: tuple[tuple[str, int, float], ...] = ()
+    dropout: float = 0.0
+    random_stages: tuple[str, ...] | None = None
     dtype: str = "float32"
 
-    def __init__(self, *, num_features: int, num_classes: int, meta: WeightsMeta):
+    def __init__(
+        self, *, num_features: int, num_classes: int, meta: WeightsMeta, dropout: float = 0.0
+    ):
         self.num_features, self.num_classes, self.meta = num_features, num_classes, meta
+        self.dropout = dropout
         self.dtype = "float32"
-        self.head = Linear(num_features, num_classes) if num_classes else None
+        self.head = self.make_head() if num_classes else None
 
-    def __call__(self, x: jax.Array | np.ndarray) -> jax.Array:
-        """Maps preprocessed [B, H, W, C] to float32 logits [B, num_classes]."""
-        features = self._features(x)
-        logits = features if self.head is None else self.head(features)
-        return logits.astype(jnp.float32)
+    def make_head(self) -> nnx.Module:
+        """Returns the classifier, which maps [B, num_features] to [B, num_classes]."""
+        return Linear(self.num_features, self.num_classes)
+
+    def __call__(self, x: jax.Array | np.ndarray, key: jax.Array | None = None) -> jax.Array:
+        """Maps preprocessed [B, H, W, C] to float32 logits [B, num_classes].
+
+        Args:
+          x: the pictures.
+          key: of what training drops at random; None: nothing is dropped.
+        """
+        return self._classify(self._pooled(x, key), key)
+
+    def training_outputs(
+        self, x: jax.Array, key: jax.Array | None
+    ) -> tuple[jax.Array, tuple[tuple[jax.Array, float], ...]]:
+        """Returns the logits, and for each further loss of training its logits and its weight."""
+        return self(x, key), ()
 
     def features(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Maps preprocessed [B, H, W, C] to the head's input, float32 [B, num_features]."""
-        return self._features(x).astype(jnp.float32)
+        return self._pooled(x, None).astype(jnp.float32)
 
-    def run(self, carry: Carry, start: int = 0, stop: int | None = None) -> Carry:
+    def run(
+        self, carry: Carry, start: int = 0, stop: int | None = None, key: jax.Array | None = None
+    ) -> Carry:
         """Applies `stages[start:stop]` to what the stage before `start` returned."""
-        for name in self.stages[start:stop]:
-            carry = getattr(self, name)(carry)
+        keys = subkeys(key, len(self.stages))
+        for name, stage_key in list(zip(self.stages, keys, strict=True))[start:stop]:
+            random = self.random_stages is None or name in self.random_stages
+            carry = getattr(self, name)(carry, stage_key if random else None)
         return carry
 
     def pool(self, carry: Carry) -> jax.Array:
         """Maps the last stage's carry to [B, num_features]."""
         return global_average_pool(carry)
 
-    def _features(self, x: jax.Array | np.ndarray) -> jax.Array:
-        return self.pool(self.run(jnp.asarray(x, self.dtype)))
+    def fit_value(
+        self, path: str, array: np.ndarray, shape: Sequence[int]
+    ) -> np.ndarray | None:
+        """Returns a file's array made to fit a shape that follows from the input size.
+
+        None where that makes no sense: the shape of `array` is then an error.
+        """
+        return None
+
+    def _pooled(self, x: jax.Array | np.ndarray, key: jax.Array | None) -> jax.Array:
+        return self.pool(self.run(jnp.asarray(x, self.dtype), key=key))
+
+    def _classify(self, features: jax.Array, key: jax.Array | None) -> jax.Array:
+        if self.head is None:
+            return features.astype(jnp.float32)
+        if key is not None:
+            features = dropout(features, self.dropout, jax.random.fold_in(key, len(self.stages)))
+        return self.head(features).astype(jnp.float32)

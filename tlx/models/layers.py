@@ -6,14 +6,18 @@ weights file fills it, from the initializer that the leaf carries as metadata. I
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
+Size = int | tuple[int, int]  # pixels: both sides, or (height, width)
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 # He et al. 2015 with the fan of the output, as torchvision's ResNets are initialised.
@@ -28,6 +32,48 @@ def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Ar
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
+def uniform_conv(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)): what `torch.nn.Conv2d` draws, [kh, kw, in / groups, out]."""
+    bound = math.prod(shape[:-1]) ** -0.5
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+@functools.cache
+def uniform(bound: float) -> Initializer:
+    """Returns U(-bound, bound)."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+    return draw
+
+
+@functools.cache
+def truncated_normal(std: float) -> Initializer:
+    """Returns N(0, std^2) cut off two standard deviations from 0."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return std * jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+    return draw
+
+
+@functools.cache
+def normal(std: float) -> Initializer:
+    """Returns N(0, std^2)."""
+    return jax.nn.initializers.normal(std)
+
+
+@functools.cache
+def constant(value: float) -> Initializer:
+    """Returns the same number everywhere."""
+    return jax.nn.initializers.constant(value)
+
+
+def _pair(size: Size) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
 def parameter(shape: tuple[int, ...], init: Initializer) -> nnx.Param[jax.Array]:
     """Returns a float32 parameter that knows how to draw its own initial value."""
     return nnx.Param(jnp.zeros(shape, jnp.float32), init=init)
@@ -39,36 +85,40 @@ def statistic(shape: tuple[int, ...], init: Initializer) -> nnx.BatchStat[jax.Ar
 
 
 class Conv(nnx.Module):
-    """2-D convolution with explicit symmetric padding, as PyTorch's (not "SAME").
+    """2-D convolution with explicit padding, as PyTorch's.
 
-    `kernel` is [kh, kw, in / groups, out]; computes in the input's dtype.
+    `padding` is pixels on both sides, or "same": as TensorFlow pads, the odd pixel at the end. Sizes are
+    one number or (height, width). `kernel` is [kh, kw, in / groups, out]; computes in the input's dtype.
     """
 
     def __init__(
         self,
         in_features: int,
         out_features: int,
-        kernel_size: int,
+        kernel_size: Size,
         *,
         stride: int = 1,
-        padding: int = 0,
+        padding: Size | str = 0,
         groups: int = 1,
         bias: bool = False,
         init: Initializer = kaiming_normal_fan_out,
+        bias_init: Initializer = zeros,
     ):
-        self.stride, self.padding, self.groups = stride, padding, groups
+        self.stride, self.groups = stride, groups
+        self.padding = padding if isinstance(padding, str) else _pair(padding)
         self.kernel = parameter(
-            (kernel_size, kernel_size, in_features // groups, out_features), init
+            (*_pair(kernel_size), in_features // groups, out_features), init
         )
-        self.bias = parameter((out_features,), zeros) if bias else None
+        self.bias = parameter((out_features,), bias_init) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [B, H, W, in] to [B, H', W', out]."""
+        padding = "SAME" if self.padding == "same" else [(p, p) for p in self.padding]
         y = lax.conv_general_dilated(
             x,
             self.kernel[...].astype(x.dtype),
             window_strides=(self.stride, self.stride),
-            padding=((self.padding, self.padding), (self.padding, self.padding)),
+            padding=padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
@@ -78,13 +128,22 @@ class Conv(nnx.Module):
 class Linear(nnx.Module):
     """x @ kernel + bias, with `kernel` [in, out]."""
 
-    def __init__(self, in_features: int, out_features: int, *, init: Initializer = uniform_fan_in):
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        init: Initializer = uniform_fan_in,
+        bias_init: Initializer = zeros,
+    ):
         self.kernel = parameter((in_features, out_features), init)
-        self.bias = parameter((out_features,), zeros)
+        self.bias = parameter((out_features,), bias_init) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out]."""
-        return x @ self.kernel[...].astype(x.dtype) + self.bias[...].astype(x.dtype)
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):
@@ -129,17 +188,141 @@ class BatchNorm(nnx.Module):
         return mean, var
 
 
-def max_pool(x: jax.Array, window: int, *, stride: int, padding: int = 0) -> jax.Array:
-    """Maximum over windows of [B, H, W, C], padded with -inf as PyTorch's `MaxPool2d` does."""
-    pad = (padding, padding)
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis (Ba et al. 2016), in float32 whatever the input's dtype."""
+
+    def __init__(self, features: int, *, epsilon: float = 1e-6):
+        self.epsilon = epsilon
+        self.scale = parameter((features,), ones)
+        self.bias = parameter((features,), zeros)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps [..., C] to [..., C]."""
+        wide = x.astype(jnp.float32)
+        mean = jnp.mean(wide, -1, keepdims=True)
+        centred = wide - mean
+        var = jnp.mean(jnp.square(centred), -1, keepdims=True)
+        y = centred * lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
+        return y.astype(x.dtype)
+
+
+def subkeys(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
+    """Returns `count` independent keys, or as many None: nothing is random then."""
+    return [None] * count if key is None else [jax.random.fold_in(key, i) for i in range(count)]
+
+
+def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Sets each value to zero with probability `rate` and scales the rest up (Srivastava et al. 2014)."""
+    if key is None or rate <= 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, x.shape)
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Sets the whole residual branch of an example to zero with probability `rate`, scales the rest up.
+
+    Stochastic depth (Huang et al. 2016) by example, as torchvision's "row" mode and timm's DropPath.
+    """
+    if key is None or rate <= 0:
+        return x
+    keep = jax.random.bernoulli(key, 1 - rate, (x.shape[0],) + (1,) * (x.ndim - 1))
+    return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
+
+
+def gelu(x: jax.Array) -> jax.Array:
+    """x * Phi(x), exactly (not the tanh approximation)."""
+    return jax.nn.gelu(x, approximate=False)
+
+
+def max_pool(
+    x: jax.Array, window: int, *, stride: int, padding: int = 0, ceil_mode: bool = False
+) -> jax.Array:
+    """Maximum over windows of [B, H, W, C], padded with -inf as PyTorch's `MaxPool2d` does.
+
+    With `ceil_mode` a last window that reaches over the edge counts too, if it starts inside.
+    """
+    pads = [
+        (padding, padding + (_overhang(n, window, stride, padding) if ceil_mode else 0))
+        for n in x.shape[1:3]
+    ]
     return lax.reduce_window(
         x,
         -jnp.inf,
         lax.max,
         (1, window, window, 1),
         (1, stride, stride, 1),
-        ((0, 0), pad, pad, (0, 0)),
+        ((0, 0), *pads, (0, 0)),
     )
+
+
+def average_pool(
+    x: jax.Array,
+    window: int,
+    *,
+    stride: int,
+    padding: int = 0,
+    ceil_mode: bool = False,
+    count_padding: bool = True,
+) -> jax.Array:
+    """Mean over windows of [B, H, W, C], as PyTorch's `AvgPool2d`; sums are taken in float32.
+
+    Args:
+      x: the map.
+      window: pixels, both sides.
+      stride: pixels.
+      padding: zeros on all sides.
+      ceil_mode: a last window that reaches over the edge counts too, if it starts inside.
+      count_padding: whether zeros of the padding count in the divisor (what reaches over never does).
+    """
+    over = [_overhang(n, window, stride, padding) if ceil_mode else 0 for n in x.shape[1:3]]
+
+    def sums(values: jax.Array, pads: Sequence[tuple[int, int]]) -> jax.Array:
+        return lax.reduce_window(
+            values.astype(jnp.float32),
+            0.0,
+            lax.add,
+            (1, window, window, 1),
+            (1, stride, stride, 1),
+            ((0, 0), *pads, (0, 0)),
+        )
+
+    total = sums(x, [(padding, padding + o) for o in over])
+    counted = jnp.ones((1, *x.shape[1:3], 1), jnp.float32)
+    pads = [(padding, padding + o) for o in over]
+    if count_padding:
+        counted = jnp.pad(counted, ((0, 0), *[(padding, padding)] * 2, (0, 0)), constant_values=1)
+        pads = [(0, o) for o in over]
+    return (total / sums(counted, pads)).astype(x.dtype)
+
+
+def adaptive_average_pool(x: jax.Array, size: int) -> jax.Array:
+    """Maps [B, H, W, C] to [B, size, size, C] as PyTorch's `AdaptiveAvgPool2d` does.
+
+    Output i is the mean of inputs floor(i n / size) to ceil((i + 1) n / size); taken in float32.
+    """
+
+    def matrix(n: int) -> np.ndarray:
+        rows = np.zeros((size, n), np.float32)
+        for i in range(size):
+            first, last = i * n // size, -(-(i + 1) * n // size)
+            rows[i, first:last] = 1 / (last - first)
+        return rows
+
+    height, width = x.shape[1:3]
+    if (height, width) == (size, size):
+        return x
+    y = jnp.einsum("ph,bhwc->bpwc", matrix(height), x.astype(jnp.float32))
+    return jnp.einsum("qw,bpwc->bpqc", matrix(width), y).astype(x.dtype)
+
+
+def _overhang(length: int, window: int, stride: int, padding: int) -> int:
+    """Returns the pixels by which the last window of ceil mode reaches over the padded edge."""
+    padded = length + 2 * padding
+    count = -(-(padded - window) // stride) + 1
+    if (count - 1) * stride >= length + padding:  # it would start in the padding
+        count -= 1
+    return max((count - 1) * stride + window - padded, 0)
 
 
 def global_average_pool(x: jax.Array) -> jax.Array:
@@ -147,8 +330,10 @@ def global_average_pool(x: jax.Array) -> jax.Array:
     return jnp.mean(x, (1, 2), dtype=jnp.float32).astype(x.dtype)
 
 
-def chain(x: jax.Array, modules: Sequence[Callable[[jax.Array], jax.Array]]) -> jax.Array:
-    """Applies the modules one after the other."""
-    for module in modules:
-        x = module(x)
+def chain(
+    x: jax.Array, modules: Sequence[Callable[..., jax.Array]], key: jax.Array | None
+) -> jax.Array:
+    """Applies the modules one after the other, each as `module(x, key)` with a key of its own."""
+    for module, module_key in zip(modules, subkeys(key, len(modules)), strict=True):
+        x = module(x, module_key)
     return x

@@ -5,6 +5,7 @@ A path is the attribute path joined by dots, as `layer4.0.conv1.kernel`.
 
 from __future__ import annotations
 
+import functools
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -34,7 +35,8 @@ def leaves(model: Model) -> dict[str, Leaf]:
         is_parameter = isinstance(variable, nnx.Param)
         init = variable.get_metadata()["init"]
         found[_join(path)] = Leaf(tuple(value.shape), value.dtype, init, is_parameter)
-    order = {name: index for index, name in enumerate((*model.stages, "head"))}
+    auxiliary = [name for name, _, _ in model.auxiliary]
+    order = {name: index for index, name in enumerate((*model.stages, *auxiliary, "head"))}
     return dict(sorted(found.items(), key=lambda item: order[item[0].split(".", 1)[0]]))
 
 
@@ -54,19 +56,19 @@ def initial_values(
     found: Mapping[str, Leaf], paths: Iterable[str], seed: int, sharding: Any = None
 ) -> Values:
     """Draws the values of the given paths; each depends on its own path and the seed alone."""
-    chosen = {path: found[path] for path in paths}
-    if not chosen:
-        return {}
+    key = jax.random.key(seed)
+    return {
+        path: _drawer(found[path].init, found[path].shape, found[path].dtype, sharding)(
+            jax.random.fold_in(key, zlib.crc32(path.encode()))
+        )
+        for path in paths
+    }
 
-    def draw(key: jax.Array) -> Values:
-        return {
-            path: leaf.init(
-                jax.random.fold_in(key, zlib.crc32(path.encode())), leaf.shape, leaf.dtype
-            )
-            for path, leaf in chosen.items()
-        }
 
-    return jax.jit(draw, out_shardings=sharding)(jax.random.key(seed))
+@functools.cache
+def _drawer(init: Any, shape: tuple[int, ...], dtype: Any, sharding: Any) -> Any:
+    """Returns the compiled initializer; one for all values of a kind, which one for the model would not be."""
+    return jax.jit(lambda key: init(key, shape, dtype), out_shardings=sharding)
 
 
 def _join(path: Iterable[Any]) -> str:

@@ -20,15 +20,25 @@ from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
 from tlx.tuning.plan import TuningPlan
 
+# Folded into a step's key for what the network drops; augmentation uses the key itself.
+DROPPING = 1
+
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 EvalStep = Callable[..., dict[str, jax.Array]]
 
 
 def training_model(model: Model, plan: TuningPlan, dtype: str) -> Model:
-    """Returns the (abstract) model with each BatchNorm in the mode that the plan gives it."""
+    """Returns the (abstract) model in the modes that the plan gives its parts.
+
+    A BatchNorm uses batch statistics, a stage drops at random, and an auxiliary loss counts, only where the plan
+    trains something of it.
+    """
     copy = nnx.merge(*nnx.split(model))
     copy.dtype = dtype
+    trained = {path.split(".", 1)[0] for path in plan.trainable}
+    copy.random_stages = tuple(name for name in model.stages if name in trained)
+    copy.auxiliary = tuple(item for item in model.auxiliary if item[0] in trained)
     for path, module in nnx.iter_modules(copy):
         if isinstance(module, BatchNorm):
             module.use_running_average = ".".join(map(str, path)) not in plan.training_norms
@@ -68,8 +78,10 @@ def make_train_step(
 
         def loss_fn(trainable: Values) -> Any:
             network = with_values(forward, {**frozen, **state.statistics, **trainable})
-            logits = network(images)
+            logits, further = network.training_outputs(images, jax.random.fold_in(key, DROPPING))
             loss = task.loss(logits, batch, label_smoothing=label_smoothing)
+            for auxiliary, weight in further:
+                loss += weight * task.loss(auxiliary, batch, label_smoothing=label_smoothing)
             moved = values(network)
             return loss, (logits, {path: moved[path] for path in state.statistics})
 

@@ -52,15 +52,22 @@ class TuningPlan:
         return tuple(path for path, label in self.labels.items() if label == group)
 
 
-def make_plan(found: Mapping[str, Leaf], stages: Sequence[str], tune: TuneConfig) -> TuningPlan:
-    """Returns the plan for a model's leaves.
+def make_plan(
+    found: Mapping[str, Leaf],
+    stages: Sequence[str],
+    tune: TuneConfig,
+    auxiliary: Sequence[tuple[str, int, float]] = (),
+) -> TuningPlan:
+    """Returns the plan for a model's leaves; `stages` and `auxiliary` are the model's.
 
     Raises:
       InputError: a stage that does not exist, a rule that matches nothing, a parameter that no rule
         matches, an unknown group, or nothing left to train; names what was available.
     """
     parameters = [path for path, leaf in found.items() if leaf.is_parameter]
-    labels = assign(parameters, rules(stages, parameters, tune), strict=tune.method == "rules")
+    labels = assign(
+        parameters, rules(stages, tune, auxiliary), strict=tune.method == "rules"
+    )
     used = dict.fromkeys(label for label in labels.values() if label != FROZEN)
     if not used:
         raise InputError(
@@ -88,11 +95,14 @@ def make_plan(found: Mapping[str, Leaf], stages: Sequence[str], tune: TuneConfig
     )
 
 
-def rules(stages: Sequence[str], parameters: Sequence[str], tune: TuneConfig) -> tuple[Rule, ...]:
+def rules(
+    stages: Sequence[str], tune: TuneConfig, auxiliary: Sequence[tuple[str, int, float]] = ()
+) -> tuple[Rule, ...]:
     """Returns the method's rules.
 
     full: everything; head: the classifier only (linear probe); partial: all but the first
-    `freeze_stages` stages; rules: those of the config.
+    `freeze_stages` stages; rules: those of the config. An auxiliary classifier is trained where that trains
+    a stage before it.
     """
     if tune.method == "rules":
         if not tune.rules:
@@ -108,7 +118,11 @@ def rules(stages: Sequence[str], parameters: Sequence[str], tune: TuneConfig) ->
         raise InputError(
             f"tune.rules is given, but tune.method is {tune.method!r}: set tune.method=rules"
         )
-    head = (("head", "head"),)
+    first = {"full": 0, "head": len(stages)}.get(tune.method, tune.freeze_stages)
+    head = (
+        ("head", "head"),
+        *((name, "head" if first < position else FROZEN) for name, position, _ in auxiliary),
+    )
     if tune.method == "head":
         return (*head, (".*", FROZEN))
     if tune.method == "full":

@@ -7,6 +7,7 @@ named as initialised. Exceptions are made by name only (`missing_ok`, and the he
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,14 +17,14 @@ import numpy as np
 
 from tlx import models
 from tlx.errors import InputError, InputFileNotFoundError
-from tlx.models.leaves import Leaf
+from tlx.models.base import Model
+from tlx.models.leaves import Leaf, leaves
 from tlx.weights import catalog
 from tlx.weights.fetch import fetch
 from tlx.weights.files import content_hash, read_weights, safetensors_metadata, sha256_of
-from tlx.weights.keymap import Conversion, KeyTable
+from tlx.weights.keymap import Conversion, KeyTable, Origin
 from tlx.weights.meta import WeightsMeta
-
-HEAD = re.compile(r"head\..*")
+from tlx.weights.surgery import centre_crop, input_channels, select_classes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +36,37 @@ class WeightsFile:
     meta_origin: str  # how the meta was found, for the log
     table: KeyTable
     conversion: Conversion
-    content_hash: str
+    arrays: Mapping[str, np.ndarray]  # as they are in the file
+
+    @functools.cached_property
+    def content_hash(self) -> str:
+        """SHA-256 over the tensors, whatever the file's format."""
+        return content_hash(self.arrays)
 
     @property
     def num_classes(self) -> int:
         """The width of the file's classifier; 0 where it has none."""
         kernel = self.conversion.arrays.get("head.kernel")
         return 0 if kernel is None else kernel.shape[-1]
+
+    @functools.cached_property
+    def origin(self) -> Origin:
+        """What is needed beside the network's values to write the file again."""
+        carried = self.conversion.carried
+        dtypes = {
+            name: array.dtype.name
+            for name, array in self.arrays.items()
+            if name not in carried and array.dtype != np.float32
+        }
+        return Origin.of(self.table.name, dtypes, carried)
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitting:
+    """How values that depend on the input or on the classes are made to fit."""
+
+    stem_init: str = "crop"  # of a smaller first kernel: crop the file's, or new
+    classes: tuple[int, ...] = ()  # the file's classes that the model's are; (): the same ones
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +76,7 @@ class Loaded:
     arrays: dict[str, np.ndarray]  # path -> array
     fresh: tuple[str, ...]  # paths that no file fills
     dropped: tuple[str, ...]  # source keys that were not used, by name
+    fitted: tuple[str, ...] = ()  # what was made to fit, and how
 
 
 def open_weights(name: str, weights: str) -> WeightsFile:
@@ -60,6 +86,7 @@ def open_weights(name: str, weights: str) -> WeightsFile:
       InputError: unknown tag, damaged file, checksum mismatch, or weights of another architecture.
       InputFileNotFoundError: no such file, or it is not here and cannot be downloaded.
     """
+    name = models.resolve(name)
     path, meta, origin = _locate(name, weights)
     arrays = read_weights(path)
     if meta is None:
@@ -69,33 +96,45 @@ def open_weights(name: str, weights: str) -> WeightsFile:
             f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}"
         )
     table = _choose_table(name, path, arrays)
-    return WeightsFile(path, meta, origin, table, table.to_target(arrays), content_hash(arrays))
+    return WeightsFile(path, meta, origin, table, table.to_target(arrays), arrays)
 
 
 def fill(
-    found: Mapping[str, Leaf],
+    model: Model,
     file: WeightsFile,
     *,
     missing_ok: Sequence[str] = (),
     new_head: bool = False,
+    fitting: Fitting = Fitting(),
 ) -> Loaded:
-    """Holds a file against a model's leaves.
+    """Holds a file against a model.
 
     A pattern of `missing_ok` is a module's path (its whole subtree) or a regex. Where the file lacks a
     part of what a pattern names in a stage, all that it names there is initialised afresh: half a stage is no
     pretrained stage.
 
+    Args:
+      model: abstract or not.
+      file: from `open_weights`.
+      missing_ok: what the file may lack.
+      new_head: whether the classifiers are drawn afresh whatever the file has.
+      fitting: of what depends on the input's channels and size, and on the classes.
+
     Raises:
       InputError: keys missing or unknown, shapes that differ, a pattern that names nothing.
     """
+    found = leaves(model)
     allowed = [(pattern, _matching(pattern, found)) for pattern in missing_ok]
     for pattern, paths in allowed:
         if not paths:
             tops = ", ".join(dict.fromkeys(map(_stage, found)))
             raise InputError(f"model.missing_ok: {pattern!r} names no parameter (modules: {tops})")
     arrays = file.conversion.arrays
-    without_head = new_head or "head.kernel" not in found
-    fresh = {path for path in found if HEAD.fullmatch(path)} if new_head else set()
+    fresh = {path for path in found if file.table.lacks(path)}
+    if new_head:
+        fresh |= {path for path in found if _is_within(path, model.classifiers)}
+    if fitting.stem_init == "new" and _differs(model.input_kernel, found, arrays):
+        fresh.add(model.input_kernel)
     missing = [path for path in found if path not in arrays and path not in fresh]
     for _, paths in allowed:
         lacking = {_stage(path) for path in missing if path in paths}
@@ -103,10 +142,55 @@ def fill(
     missing = [path for path in missing if path not in fresh]
     if missing:
         raise InputError(_missing_message(file, missing, len(found)))
+    removed = ("head", *(name for name, _, _ in model.auxiliary)) if model.head is None else ()
+    _refuse_unknown(file, found, removed)
+    wanted = {path: array for path, array in arrays.items() if path in found and path not in fresh}
+    used, fitted = _fit(model, found, wanted, fitting)
+    _check_shapes(found, file, used)
+    dropped = tuple(name for path, name in file.conversion.names.items() if path not in used)
+    fresh_paths = tuple(path for path in found if path in fresh)
+    return Loaded(used, fresh_paths, tuple(dict.fromkeys(dropped)), tuple(fitted))
+
+
+def _fit(
+    model: Model, found: Mapping[str, Leaf], arrays: dict[str, np.ndarray], fitting: Fitting
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    fitted, lines = dict(arrays), []
+    for path, array in arrays.items():
+        shape = found[path].shape
+        new = array
+        if fitting.classes and _is_within(path, model.classifiers):
+            if array.shape[-1] > max(fitting.classes):
+                new = select_classes(array, fitting.classes)
+        elif path == model.input_kernel and new.ndim == len(shape) == 4:
+            if shape[0] < new.shape[0]:
+                new = centre_crop(new, shape[:2])
+            if shape[2] != new.shape[2]:
+                new = input_channels(new, shape[2])
+        elif array.shape != shape:
+            made = model.fit_value(path, np.asarray(array), shape)
+            new = array if made is None else made
+        if new is not array:
+            fitted[path] = new
+            lines.append(f"{path} {list(array.shape)} made to fit {list(shape)}")
+    return fitted, lines
+
+
+def _differs(path: str, found: Mapping[str, Leaf], arrays: Mapping[str, np.ndarray]) -> bool:
+    return path in found and path in arrays and arrays[path].shape[:2] != found[path].shape[:2]
+
+
+def _is_within(path: str, modules: Sequence[str]) -> bool:
+    return any(path.startswith(f"{module}.") for module in modules)
+
+
+def _refuse_unknown(
+    file: WeightsFile, found: Mapping[str, Leaf], removed: Sequence[str]
+) -> None:
     unknown = [
         file.conversion.names[path]
-        for path in arrays
-        if path not in found and not (without_head and HEAD.fullmatch(path))
+        for path in file.conversion.arrays
+        if path not in found and not _is_within(path, removed)
     ]
     unknown += file.conversion.unknown
     if unknown:
@@ -114,10 +198,6 @@ def fill(
             f"{file.path} has {len(unknown)} keys that {file.meta.architecture} has no place for: "
             f"{listing(unknown)}"
         )
-    _check_shapes(found, file, fresh)
-    used = {path: array for path, array in arrays.items() if path in found and path not in fresh}
-    dropped = tuple(name for path, name in file.conversion.names.items() if path not in used)
-    return Loaded(used, tuple(path for path in found if path in fresh), dropped)
 
 
 def listing(names: Iterable[str], limit: int = 24) -> str:
@@ -156,9 +236,11 @@ def _missing_message(file: WeightsFile, missing: list[str], total: int) -> str:
     )
 
 
-def _check_shapes(found: Mapping[str, Leaf], file: WeightsFile, fresh: set[str]) -> None:
-    for path, array in file.conversion.arrays.items():
-        if path in found and path not in fresh and tuple(array.shape) != found[path].shape:
+def _check_shapes(
+    found: Mapping[str, Leaf], file: WeightsFile, used: Mapping[str, np.ndarray]
+) -> None:
+    for path, array in used.items():
+        if tuple(array.shape) != found[path].shape:
             raise InputError(
                 f"{file.path}: {file.conversion.names[path]} ({path}) has shape {tuple(array.shape)}, "
                 f"the model expects {found[path].shape}"
@@ -189,9 +271,7 @@ def _identify(name: str, path: Path) -> tuple[WeightsMeta, str]:
         return WeightsMeta.from_json(json.loads(stored)), "stored in the file"
     if known := catalog.identify(path, sha256_of(path)):
         return known, f"recognised as {known.architecture}.{known.tag}"
-    return models.family(name).default_meta(
-        name
-    ), f"default of {name}: the file is not in the catalog"
+    return models.default_meta(name), f"default of {name}: the file is not in the catalog"
 
 
 def _choose_table(name: str, path: Path, arrays: Mapping[str, np.ndarray]) -> KeyTable:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
@@ -19,7 +20,8 @@ class ImagePreprocess:
     """How a picture becomes a network input.
 
     The short side is resized to `resize` pixels (the long side in proportion, rounded down, as torchvision
-    does), the centre `size` x `size` is cut out, pixels are divided by 255 and normalised per channel.
+    does), the centre `size` x `size` is cut out, pixels are divided by 255 and normalised per channel. With
+    `resize_mode` "squash" both sides become `resize` pixels, whatever the picture's proportions.
     """
 
     size: int  # pixels, side of the square input
@@ -27,7 +29,39 @@ class ImagePreprocess:
     interpolation: str = "bilinear"  # nearest, bilinear, bicubic or lanczos, always antialiased
     mean: tuple[float, ...] = IMAGENET_MEAN  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, ...] = IMAGENET_STD
-    channel_order: str = "RGB"
+    channel_order: str = "RGB"  # RGB, BGR, or L: one channel of brightness
+    resize_mode: str = "short_side"  # short_side or squash
+
+    @property
+    def crop_fraction(self) -> float:
+        """The part of the resized picture's side that the crop keeps."""
+        return self.size / self.resize
+
+    @property
+    def channels(self) -> int:
+        """The number of channels of the network's input."""
+        return len(self.mean)
+
+    def at_size(self, size: int) -> ImagePreprocess:
+        """Returns the same for another input size in pixels; `resize` goes in proportion."""
+        resize = math.floor(self.resize * size / self.size + 0.5)
+        return dataclasses.replace(self, size=size, resize=resize)
+
+    def with_channels(self, channels: int) -> ImagePreprocess:
+        """Returns the same for another number of channels.
+
+        One: brightness, normalised by the average mean and deviation. Others: those of the own channels,
+        repeated in order.
+        """
+        if channels == self.channels:
+            return self
+        if channels == 1:
+            mean, std = (round(sum(v) / len(v), 6) for v in (self.mean, self.std))
+            return dataclasses.replace(self, mean=(mean,), std=(std,), channel_order="L")
+        mean, std = (
+            tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std)
+        )
+        return dataclasses.replace(self, mean=mean, std=std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,13 +73,18 @@ class WeightsMeta:
     preprocess: ImagePreprocess = ImagePreprocess(size=224, resize=256)
     num_classes: int = 0
     class_names: tuple[str, ...] = ()  # () where they are not known
+    stem: str = ""  # small: the first layers are made for small pictures; "": the architecture's own
     classifier: str = ""  # the classifier layer's name in the source's own file, as fc
     license: str = ""
-    source: str = ""  # where the file comes from: a URL, or builtin
-    filename: str = ""
+    source: str = ""  # where the file comes from: a URL, hub:OWNER/NAME (Hugging Face), or builtin
+    revision: str = ""  # of a hub repository: a commit, branch or tag
+    filename: str = ""  # a path inside the repository for the hub's
     sha256: str = (
         ""  # of the file: 64 hexadecimal digits, or their beginning where only that is published
     )
+    parameters: int = 0  # published number of parameters; 0: not published
+    top1: float = 0.0  # published ImageNet-1k top-1 accuracy in percent; 0: not published
+    top1_size: int = 0  # pixels, the input size that `top1` was measured at
     notes: str = ""
 
     def to_json(self) -> dict[str, Any]:
