@@ -1,44 +1,129 @@
 """Known sets of weights: `architecture.tag` -> WeightsMeta.
 
-Facts of the torchvision entries are those of torchvision's own weight enums, of the CIFAR ones those of
-github.com/akamaster/pytorch_resnet_cifar10; tests/weights/test_catalog.py checks the former against the installed
-torchvision.
+Facts of torchvision's and timm's weights are in catalog.json, which tests/weights/make_catalog.py writes from
+the two projects' own metadata; those of the CIFAR ones are those of github.com/akamaster/pytorch_resnet_cifar10.
+Licences are the ones that the publishers state; ImageNet's own terms (non-commercial research) may bear on
+weights trained on it.
+
+The revision of a hub repository is a branch here ("main"): the commit it stood for is recorded when the file is
+downloaded.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
+import types
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from tlx import models
 from tlx.config import nearest
 from tlx.errors import InputError
+from tlx.weights.labels import imagenet1k
 from tlx.weights.meta import ImagePreprocess, WeightsMeta
 
 BUILTIN = Path(__file__).parent / "builtin"
+CATALOG = Path(__file__).parent / "catalog.json"
 
 CIFAR10_CLASSES = (
     "airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck",
 )  # fmt: skip
 
 
-def _torchvision(
-    architecture: str, sha8: str, tag: str = "tv_in1k", resize: int = 256
-) -> WeightsMeta:
-    filename = f"{architecture}-{sha8}.pth"
-    return WeightsMeta(
-        architecture=architecture,
-        tag=tag,
-        preprocess=ImagePreprocess(size=224, resize=resize),
-        num_classes=1000,
-        classifier="fc",
-        license="BSD-3-Clause; trained on ImageNet-1k, non-commercial research terms",
-        source=f"https://download.pytorch.org/models/{filename}",
-        filename=filename,
-        sha256=sha8,
+def entries() -> Mapping[str, WeightsMeta]:
+    """Returns every known set of weights by `architecture.tag`."""
+    return _read()[0]
+
+
+def find(architecture: str, tag: str) -> WeightsMeta:
+    """Returns the entry for the tag, or for the full `architecture.tag`.
+
+    The architecture may be another project's name for it (`vit_b_16`), in the full name too.
+
+    Raises:
+      InputError: there is none; names those of the architecture.
+    """
+    known = entries()
+    own = models.ALIASES.get(architecture, architecture)
+    head, dot, rest = tag.partition(".")
+    full = f"{models.ALIASES.get(head, head)}{dot}{rest}"
+    name = full if full in known else f"{own}.{tag}"
+    if name in known and known[name].architecture == own:
+        return known[name]
+    tags = [meta.tag for meta in known.values() if meta.architecture == own]
+    raise InputError(
+        f"no weights {tag!r} for {architecture}{nearest(tag, tags)} (there are: {', '.join(tags) or 'none'}; "
+        "or give the path of a .pth, .th or .safetensors file)"
     )
 
 
-def _cifar(depth: int, sha256: str) -> WeightsMeta:
+def identify(path: Path, sha256: str) -> WeightsMeta | None:
+    """Returns the entry for a file, by its content, else by its name; None where it is not known.
+
+    A name that several sets of weights have in common (the hub's model.safetensors) says nothing. Of weights
+    that were released under a name of their own before they moved to the hub, that file is known as well; its
+    meta says so in source, filename and sha256.
+    """
+    files = _read()[1]
+    for meta in files:
+        if meta.sha256 and sha256.startswith(meta.sha256):
+            return meta
+    named = [meta for meta in files if meta.filename == path.name]
+    return named[0] if len(named) == 1 else None
+
+
+@functools.cache
+def _read() -> tuple[Mapping[str, WeightsMeta], tuple[WeightsMeta, ...]]:
+    """Returns the entries by name, and one meta for each file: an entry may have been released as two."""
+    published: dict[str, dict[str, Any]] = json.loads(CATALOG.read_text(encoding="utf-8"))[
+        "entries"
+    ]
+    known = [*_builtins(), *_cifar()]
+    released = []
+    for name, facts in published.items():
+        meta = _entry(name, facts)
+        known.append(meta)
+        if release := facts.get("release"):
+            released.append(_released(meta, release))
+    by_name = {f"{meta.architecture}.{meta.tag}": meta for meta in known}
+    return types.MappingProxyType(by_name), (*known, *released)
+
+
+def _entry(name: str, facts: Mapping[str, Any]) -> WeightsMeta:
+    architecture, tag = name.split(".", 1)
+    own = {key: value for key, value in facts.items() if key not in ("labels", "release")}
+    if facts.get("labels") == "imagenet-1k":
+        own |= {"num_classes": 1000, "class_names": imagenet1k().names}
+    return WeightsMeta.from_json({"architecture": architecture, "tag": tag, **own})
+
+
+def _released(meta: WeightsMeta, url: str) -> WeightsMeta:
+    filename = url.rsplit("/", 1)[-1]
+    sha256 = Path(filename).stem.rsplit("-", 1)[-1]
+    return dataclasses.replace(meta, source=url, revision="", filename=filename, sha256=sha256)
+
+
+def _builtins() -> list[WeightsMeta]:
+    return [
+        WeightsMeta.from_json(json.loads(path.read_text()))
+        for path in sorted(BUILTIN.glob("*.json"))
+    ]
+
+
+def _cifar() -> list[WeightsMeta]:
+    return [
+        _cifar_resnet(20, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
+        _cifar_resnet(32, "d509ac18"),
+        _cifar_resnet(44, "014dd654"),
+        _cifar_resnet(56, "4bfd9763"),
+        _cifar_resnet(110, "1d1ed7c2"),
+    ]
+
+
+def _cifar_resnet(depth: int, sha256: str) -> WeightsMeta:
     filename = f"resnet{depth}-{sha256[:8]}.th"
     repository = "https://github.com/akamaster/pytorch_resnet_cifar10"
     return WeightsMeta(
@@ -53,58 +138,3 @@ def _cifar(depth: int, sha256: str) -> WeightsMeta:
         filename=filename,
         sha256=sha256,
     )
-
-
-def _downloads() -> list[WeightsMeta]:
-    return [
-        _torchvision("resnet18", "f37072fd"),
-        _torchvision("resnet34", "b627a593"),
-        _torchvision("resnet50", "0676ba61"),
-        _torchvision("resnet50", "11ad3fa6", "tv2_in1k", 232),
-        _torchvision("resnet101", "63fe2227"),
-        _torchvision("resnet101", "cd907fc2", "tv2_in1k", 232),
-        _torchvision("resnet152", "394f9c45"),
-        _torchvision("resnet152", "f82ba261", "tv2_in1k", 232),
-        _cifar(20, "12fca82f0bebc4135bf1f32f6e3710e61d5108578464b84fd6d7f5c1b04036c8"),
-        _cifar(32, "d509ac18"),
-        _cifar(44, "014dd654"),
-        _cifar(56, "4bfd9763"),
-        _cifar(110, "1d1ed7c2"),
-    ]
-
-
-def _builtins() -> list[WeightsMeta]:
-    return [
-        WeightsMeta.from_json(json.loads(path.read_text()))
-        for path in sorted(BUILTIN.glob("*.json"))
-    ]
-
-
-def entries() -> dict[str, WeightsMeta]:
-    """Returns every known set of weights by `architecture.tag`."""
-    return {f"{meta.architecture}.{meta.tag}": meta for meta in (*_builtins(), *_downloads())}
-
-
-def find(architecture: str, tag: str) -> WeightsMeta:
-    """Returns the entry for the tag, or for the full `architecture.tag`.
-
-    Raises:
-      InputError: there is none; names those of the architecture.
-    """
-    known = entries()
-    name = tag if tag in known else f"{architecture}.{tag}"
-    if name in known and known[name].architecture == architecture:
-        return known[name]
-    tags = [meta.tag for meta in known.values() if meta.architecture == architecture]
-    raise InputError(
-        f"no weights {tag!r} for {architecture}{nearest(tag, tags)} (there are: {', '.join(tags) or 'none'}; "
-        "or give the path of a .pth, .th or .safetensors file)"
-    )
-
-
-def identify(path: Path, sha256: str) -> WeightsMeta | None:
-    """Returns the entry for a file, by its content, else by its name; None where it is not known."""
-    for meta in entries().values():
-        if meta.sha256 and sha256.startswith(meta.sha256):
-            return meta
-    return next((meta for meta in entries().values() if meta.filename == path.name), None)
