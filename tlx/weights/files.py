@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 
 from tlx.errors import InputError
 from tlx.files import replacing
-from tlx.weights.torch_pickle import map_file, read_torch
+from tlx.weights.pickle_machine import BadFileError, short
+from tlx.weights.plain_objects import empty_array
+from tlx.weights.safetensors_header import Tensor, read_header
+from tlx.weights.torch_pickle import looks_like_torch, map_file, read_torch_from
 
 # Under which names training scripts keep the network's tensors; where there are several, the first counts.
 WRAPPERS = "state_dict model_state_dict model net network params weights module".split()
@@ -24,27 +27,8 @@ WRAPPERS = "state_dict model_state_dict model net network params weights module"
 # What data-parallel training and torch.compile put before every name.
 PREFIXES = ("module.", "_orig_mod.")
 
-_SAFETENSORS_DTYPES = {
-    name: np.dtype(kind)
-    for name, kind in {
-        "F64": np.float64,
-        "F32": np.float32,
-        "F16": np.float16,
-        "BF16": ml_dtypes.bfloat16,
-        "F8_E4M3": ml_dtypes.float8_e4m3fn,
-        "F8_E5M2": ml_dtypes.float8_e5m2,
-        "I64": np.int64,
-        "I32": np.int32,
-        "I16": np.int16,
-        "I8": np.int8,
-        "U64": np.uint64,
-        "U32": np.uint32,
-        "U16": np.uint16,
-        "U8": np.uint8,
-        "BOOL": np.bool_,
-        "C64": np.complex64,
-    }.items()
-}
+_MAX_NAME = 512  # characters
+_MAX_WRAPPERS = 8  # of wrappers in wrappers, and of prefixes before prefixes
 
 
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
@@ -64,9 +48,10 @@ def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     if _is_safetensors(path, data):
         arrays = _read_safetensors(path, data)
     else:
-        arrays = unwrap(read_torch(path), path)
+        arrays = unwrap(read_torch_from(path, data), path)
     if not arrays:
         raise InputError(f"{path} holds no tensors")
+    _check_names(arrays, path)
     return _without_prefixes(arrays)
 
 
@@ -76,25 +61,37 @@ def unwrap(value: Any, path: Path) -> dict[str, np.ndarray]:
     Raises:
       InputError: there are none, or several sets of them none of which has a name in `WRAPPERS`.
     """
-    if type(value) is not dict:
-        raise InputError(f"{path} holds a {type(value).__name__}, expected tensors by name")
-    inner = [key for key, item in value.items() if _holds_tensors(item)]
-    named = [key for key in WRAPPERS if key in inner]
-    tensors = {key: item for key, item in value.items() if isinstance(item, np.ndarray)}
-    if named or (len(inner) == 1 and not tensors):
-        return unwrap(value[(named or inner)[0]], path)
+    known: dict[tuple[int, int], bool] = {}
+    for _ in range(_MAX_WRAPPERS):
+        if type(value) is not dict:
+            raise InputError(f"{path} holds a {type(value).__name__}, expected tensors by name")
+        inner = [key for key, item in value.items() if _holds_tensors(item, known)]
+        named = [key for key in WRAPPERS if key in inner]
+        tensors = {key: item for key, item in value.items() if isinstance(item, np.ndarray)}
+        if not named and (tensors or len(inner) != 1):
+            return _only_set(tensors, inner, path)
+        value = value[(named or inner)[0]]
+    raise InputError(f"{path} holds more than {_MAX_WRAPPERS} wrappers around its tensors; refused")
+
+
+def _only_set(tensors: dict[Any, np.ndarray], inner: list[Any], path: Path) -> dict:
     if inner:
         beside = " beside tensors of its own" if tensors else ""
         raise InputError(
-            f"{path} holds several sets of tensors: {', '.join(map(repr, inner))}{beside}; "
+            f"{path} holds several sets of tensors: {_listed(inner)}{beside}; "
             "save the one that is meant under the name 'state_dict'"
         )
     if not tensors:
         raise InputError(f"{path} holds no tensors")
     strange = [key for key in tensors if type(key) is not str]
     if strange:
-        raise InputError(f"{path} holds a tensor whose name is no text but {strange[0]!r}")
+        raise InputError(f"{path} holds a tensor whose name is no text but {_listed(strange[:1])}")
     return tensors
+
+
+def _listed(names: list[Any]) -> str:
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    return ", ".join(short(repr(name)) for name in names[:8]) + more
 
 
 def safetensors_metadata(path: str | Path) -> dict[str, str]:
@@ -105,7 +102,11 @@ def safetensors_metadata(path: str | Path) -> dict[str, str]:
       InputError: it is no weights file, or its header is damaged.
     """
     path = Path(path)
-    return _validated_metadata(path) if _is_safetensors(path, map_file(path)) else {}
+    data = map_file(path)
+    if not _is_safetensors(path, data):
+        return {}
+    with _naming(path):
+        return read_header(data).metadata
 
 
 def write_safetensors(
@@ -163,54 +164,67 @@ def _is_safetensors(path: Path, data: mmap.mmap) -> bool:
         raise InputError(f"{path} is a Git LFS pointer, not the weights; run: git lfs pull")
     if head[8:9] == b"{":
         return True
-    if head[:4] == b"PK\x03\x04" or head[:1] == b"\x80" or head[257:262] == b"ustar":
+    if looks_like_torch(head):
         return False
     raise InputError(
         f"{path} is neither safetensors nor a torch file (it begins with {head[:8]!r})"
     )
 
 
-def _validated_metadata(path: Path) -> dict[str, str]:
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
     try:
-        with safe_open(path, framework="np") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"{path} is a truncated or damaged safetensors file ({error})") from error
+        yield
+    except BadFileError as error:
+        raise InputError(f"{path} {error}") from error
 
 
 def _read_safetensors(path: Path, data: mmap.mmap) -> dict[str, np.ndarray]:
     """Returns views of the file; the library copies, and cannot give float8 to numpy."""
-    _validated_metadata(path)  # also checks that offsets, shapes and the file's size agree
-    start = 8 + int.from_bytes(data[:8], "little")
-    header = json.loads(data[8:start])
-    header.pop("__metadata__", None)
-    arrays = {}
-    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        dtype = _SAFETENSORS_DTYPES.get(entry["dtype"])
-        if dtype is None:
+    with _naming(path):
+        return {tensor.name: _array(tensor, data) for tensor in read_header(data).tensors}
+
+
+def _array(tensor: Tensor, data: mmap.mmap) -> np.ndarray:
+    if tensor.start == tensor.stop:
+        array = empty_array(tensor.shape, tensor.dtype)
+    else:
+        array = np.ndarray(tensor.shape, tensor.dtype, data, tensor.start)
+    if tensor.dtype.kind == "b":  # a byte above 1 is no bool, whatever reads it next
+        array = array.view(np.uint8) != 0
+    elif not array.flags.aligned:
+        array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+def _check_names(arrays: dict[str, np.ndarray], path: Path) -> None:
+    """Names end up in logs, terminals and regular expressions."""
+    for name in arrays:
+        if len(name) > _MAX_NAME or not name.isprintable():
             raise InputError(
-                f"{path}: {name!r} is of type {entry['dtype']}, which is not supported"
+                f"{path} holds a tensor with an impossible name: {short(repr(name[:_MAX_NAME]))}"
             )
-        array = np.ndarray(entry["shape"], dtype, data, start + entry["data_offsets"][0])
-        if dtype.kind == "b":  # a byte above 1 is no bool, whatever reads it next
-            array = array.view(np.uint8) != 0
-        elif not array.flags.aligned:
-            array = array.copy()
-        array.flags.writeable = False
-        arrays[name] = array
-    return arrays
 
 
-def _holds_tensors(value: Any, depth: int = 3) -> bool:
+def _holds_tensors(value: Any, known: dict[tuple[int, int], bool], depth: int = 3) -> bool:
+    """`known` keeps the answers by identity: a hostile file holds one dict a million times."""
     if type(value) is not dict or depth == 0:
         return False
-    return any(isinstance(item, np.ndarray) for item in value.values()) or any(
-        _holds_tensors(value.get(name), depth - 1) for name in WRAPPERS
-    )
+    key = (id(value), depth)
+    if key not in known:
+        known[key] = any(isinstance(item, np.ndarray) for item in value.values()) or any(
+            _holds_tensors(value.get(name), known, depth - 1) for name in WRAPPERS
+        )
+    return known[key]
 
 
 def _without_prefixes(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    for prefix in PREFIXES:
-        if all(name.startswith(prefix) and name != prefix for name in arrays):
-            return _without_prefixes({name[len(prefix) :]: array for name, array in arrays.items()})
+    for _ in range(_MAX_WRAPPERS):
+        for prefix in PREFIXES:
+            if all(name.startswith(prefix) and name != prefix for name in arrays):
+                arrays = {name[len(prefix) :]: array for name, array in arrays.items()}
+                break
+        else:
+            break
     return arrays

@@ -7,30 +7,28 @@ storages. Both hold a pickle, which is a program; tlx/weights/unpickler.py runs 
 
 from __future__ import annotations
 
-import io
 import mmap
 import re
+import stat
 import struct
 import sys
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tlx.errors import InputError, InputFileNotFoundError
-from tlx.weights.unpickler import (
-    BadFileError,
-    Storage,
-    StorageOf,
-    TensorUnpickler,
-    no_storage,
-    short,
-)
+from tlx.weights.pickle_machine import MAX_PROGRAM, BadFileError, short
+from tlx.weights.unpickler import Storage, TensorUnpickler, no_storage
+from tlx.weights.zip_archive import Archive
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
+
+# With which bytes a legacy file may begin: protocols 2 and later state their number, 0 and 1 do not.
+_LEGACY_BEGINNINGS = (b"\x80", b"L%dL\n." % _LEGACY_MAGIC)
+
+_MAX_BYTE_ORDER = 16  # bytes of an entry that says "little"
 
 
 def read_torch(path: str | Path) -> Any:
@@ -38,7 +36,8 @@ def read_torch(path: str | Path) -> Any:
 
     Tensors and parameters become read-only arrays of their own type (bfloat16 through ml_dtypes) and their
     own strides; those of a zip archive are views of the file, which must not change while they live.
-    `torch.Size` becomes a tuple, `torch.device` a string, `torch.dtype` a numpy dtype.
+    `torch.Size` becomes a tuple, `torch.device` a string, `torch.dtype` a numpy dtype; an argparse.Namespace
+    and the like become dicts of their attributes (tlx/weights/plain_objects.py has the list).
 
     Raises:
       InputFileNotFoundError: there is no such file.
@@ -46,14 +45,20 @@ def read_torch(path: str | Path) -> Any:
         tensors, which is then named.
     """
     path = Path(path)
-    data = map_file(path)
+    return read_torch_from(path, map_file(path))
+
+
+def read_torch_from(path: Path, data: mmap.mmap) -> Any:
+    """As `read_torch`, of a file that is mapped already; `path` is for the messages."""
     try:
         if data[:4] == b"PK\x03\x04":
-            return _read_zip(path, data)
+            return _read_zip(data)
         if data[257:262] == b"ustar":
             raise BadFileError(
                 "is a tar archive, torch's format before 0.1.10; load and save it again with torch"
             )
+        if not looks_like_torch(data[:512]):
+            raise BadFileError(f"is no torch file (it begins with {data[:8]!r})")
         return _read_legacy(data)
     except BadFileError as error:
         raise InputError(f"{path} {error}") from None
@@ -62,20 +67,30 @@ def read_torch(path: str | Path) -> Any:
         raise InputError(f"{path} is damaged, or no torch file ({what})") from error
 
 
+def looks_like_torch(head: bytes) -> bool:
+    """Whether a file that begins with `head` (262 bytes or more) may be one of torch's."""
+    return head.startswith((b"PK\x03\x04", *_LEGACY_BEGINNINGS)) or head[257:262] == b"ustar"
+
+
 def map_file(path: Path) -> mmap.mmap:
     """Returns the file's bytes, mapped read-only.
 
     Raises:
       InputFileNotFoundError: there is no such file.
-      InputError: it is a folder, is empty, or cannot be read.
+      InputError: it is a folder or a device, is empty, or cannot be read.
     """
     try:
+        mode = path.stat().st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for ever
+            raise InputError(f"{path} is no regular file, expected a weights file")
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise InputFileNotFoundError(f"no weights file {path}") from None
     except IsADirectoryError:
         raise InputError(f"{path} is a folder, expected a weights file") from None
+    except InputError:
+        raise
     except ValueError:
         raise InputError(f"{path} is empty, expected a weights file") from None
     except OSError as error:
@@ -95,63 +110,30 @@ def _typed(raw: np.ndarray, dtype: np.dtype, byteorder: str) -> Storage:
 
 
 class _Zip:
-    """The entries of torch's archive; they are stored, not compressed, so each is a view of the file."""
+    """torch's entries; they are stored, not compressed, so each storage is a view of the file."""
 
-    def __init__(self, path: Path, data: mmap.mmap) -> None:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.infolist()
-        except zipfile.BadZipFile as error:
-            raise BadFileError(f"is a truncated or damaged zip archive ({short(error)})") from error
-        self._data = data
-        self._entries = {entry.filename: entry for entry in entries}
-        if len(self._entries) < len(entries):
-            raise BadFileError("is a zip archive with two entries of the same name; refused")
+    def __init__(self, data: mmap.mmap) -> None:
+        self._archive = Archive(data)
         roots = [
-            name[: -len("data.pkl")]
-            for name in self._entries
-            if re.fullmatch(r"[^/]*/data.pkl", name)
+            name.removesuffix(b"data.pkl")
+            for name in self._archive.names()
+            if re.fullmatch(rb"[^/]*/data\.pkl", name)
         ]
         if len(roots) != 1:
             raise BadFileError(
                 "is a zip archive, but not one that torch.save wrote (no data.pkl in it)"
             )
         self._root = roots[0]
-        if self._root + "constants.pkl" in self._entries:
+        if self._root + b"constants.pkl" in self._archive:
             raise BadFileError(
                 "is a TorchScript program; save the tensors alone: torch.save(m.state_dict(), ...)"
             )
-        order = self.read("byteorder").tobytes() if self.has("byteorder") else b"little"
-        self.byteorder = order.decode("ascii", "replace")
-        if self.byteorder not in ("little", "big"):
-            raise BadFileError(f"states an unknown byte order {short(self.byteorder)}")
+        self.byteorder = self._read_byteorder()
         self._storages: dict[str, Storage] = {}
-
-    def has(self, name: str) -> bool:
-        return self._root + name in self._entries
 
     def read(self, name: str) -> np.ndarray:
         """Returns the entry's bytes, mapped, after checking their CRC."""
-        name = self._root + name
-        if name not in self._entries:
-            raise BadFileError(f"lacks its entry {short(name)}")
-        entry = self._entries[name]
-        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
-            raise BadFileError(
-                f"has a compressed or encrypted entry {short(name)}, which torch never writes"
-            )
-        signature, names, extra = struct.unpack_from("<4s22xHH", self._data, entry.header_offset)
-        start, size = entry.header_offset + 30 + names + extra, entry.file_size
-        if (
-            signature != b"PK\x03\x04"
-            or size != entry.compress_size
-            or start + size > len(self._data)
-        ):
-            raise BadFileError(f"is damaged: its entry {short(name)} is not where the index says")
-        raw = np.frombuffer(memoryview(self._data)[start : start + size], np.uint8)
-        if zlib.crc32(raw.data) != entry.CRC:
-            raise BadFileError(f"is damaged: the checksum of its entry {short(name)} is wrong")
-        return raw
+        return self._archive.read(self._root + name.encode("utf-8", "surrogatepass"))
 
     def storage(self, dtype: np.dtype, key: str, size: int, view: Any) -> Storage:
         if view is not None:
@@ -163,11 +145,22 @@ class _Zip:
             raise BadFileError(f"states another size or type for storage {short(key)} than it has")
         return storage
 
+    def _read_byteorder(self) -> str:
+        if self._root + b"byteorder" not in self._archive:
+            return "little"
+        text = self.read("byteorder")[:_MAX_BYTE_ORDER].tobytes().decode("ascii", "replace")
+        if text not in ("little", "big"):
+            raise BadFileError(f"states an unknown byte order {short(text)}")
+        return text
 
-def _read_zip(path: Path, data: mmap.mmap) -> Any:
-    archive = _Zip(path, data)
-    program = io.BytesIO(archive.read("data.pkl").tobytes())
-    return TensorUnpickler(program, archive.storage, len(data)).load()
+
+def _read_zip(data: mmap.mmap) -> Any:
+    archive = _Zip(data)
+    program = archive.read("data.pkl")
+    # The machine copies its program, so a long one is refused before it is copied.
+    if program.size > MAX_PROGRAM:
+        raise BadFileError(f"has a pickle of more than {MAX_PROGRAM >> 20} MB; refused")
+    return TensorUnpickler(program.tobytes(), archive.storage, len(data)).load()
 
 
 class _Legacy:
@@ -186,21 +179,19 @@ class _Legacy:
         storage = self._storages[key]
         if storage.dtype != dtype or storage.raw.size != size * dtype.itemsize:
             raise BadFileError(f"states two sizes or types for storage {short(key)}")
-        if view is None:
-            return storage
-        _, offset, count = view
-        if (
-            type(offset) is not int
-            or type(count) is not int
-            or offset < 0
-            or not 0 <= count <= size - offset
-        ):
-            raise BadFileError(f"holds a view beyond the end of storage {short(key)}")
-        start, stop = offset * dtype.itemsize, (offset + count) * dtype.itemsize
-        return Storage(storage.raw[start:stop], dtype)
+        match view:
+            case None:
+                return storage
+            case (_, int() as offset, int() as count) if offset >= 0 <= count <= size - offset:
+                start, stop = offset * dtype.itemsize, (offset + count) * dtype.itemsize
+                return Storage(storage.raw[start:stop], dtype)
+        raise BadFileError(f"holds a view beyond the end of storage {short(key)}")
 
-    def fill(self, keys: Any) -> None:
-        """Reads the storages, in the order of the keys; torch writes them little-endian everywhere."""
+    def fill(self, keys: Any, at: int) -> None:
+        """Reads the storages from offset `at` on, in the order of the keys.
+
+        torch writes their bytes little-endian everywhere.
+        """
         if (
             type(keys) is not list
             or not all(type(key) is str for key in keys)
@@ -208,32 +199,35 @@ class _Legacy:
         ):
             raise BadFileError("is damaged: its list of storages does not match its tensors")
         for key in keys:
-            storage, header = self._storages[key], self._data.read(8)
-            if len(header) < 8:
+            storage, start = self._storages[key], at + 8
+            if start + storage.raw.size > len(self._data):
                 raise BadFileError("is truncated: it ends before its last tensor")
-            (size,) = struct.unpack("<q", header)
+            (size,) = struct.unpack_from("<q", self._data, at)
             if size * storage.dtype.itemsize != storage.raw.size:
                 raise BadFileError(
                     f"is damaged: storage {short(key)} does not have the size its tensors need"
                 )
-            content = self._data.read(storage.raw.size)
-            if len(content) < storage.raw.size:
-                raise BadFileError("is truncated: it ends before its last tensor")
-            storage.raw[:] = _typed(np.frombuffer(content, np.uint8), storage.dtype, "little").raw
-        if self._data.tell() != len(self._data):
+            at = start + storage.raw.size
+            # Copied, since only by chance does a storage lie at a multiple of its type's size.
+            storage.raw[:] = np.frombuffer(memoryview(self._data)[start:at], np.uint8)
+            if sys.byteorder != "little" or storage.dtype.kind == "b":
+                storage.raw[:] = _typed(storage.raw, storage.dtype, "little").raw
+        if at != len(self._data):
             raise BadFileError("is damaged: there is more after its last tensor")
 
 
 def _read_legacy(data: mmap.mmap) -> Any:
-    def load(storage_of: StorageOf) -> Any:
-        return TensorUnpickler(data, storage_of, len(data)).load()
-
-    if load(no_storage) != _LEGACY_MAGIC:
+    machine = TensorUnpickler(data, no_storage, len(data))
+    magic = machine.load()
+    if type(magic) is not int or magic != _LEGACY_MAGIC:
         raise BadFileError("is a pickle, but not one that torch.save wrote")
-    if load(no_storage) != _LEGACY_PROTOCOL:
+    version = machine.load()
+    if type(version) is not int or version != _LEGACY_PROTOCOL:
         raise BadFileError("is of an unknown version of torch's format")
-    load(no_storage)  # sizes of C types on the writing machine, which torch does not heed either
+    machine.load()  # sizes of C types on the writing machine, which torch does not heed either
     storages = _Legacy(data)
-    result = load(storages.storage)
-    storages.fill(load(no_storage))
+    machine.storage_of = storages.storage
+    result = machine.load()
+    machine.storage_of = no_storage
+    storages.fill(machine.load(), machine.position)
     return result
