@@ -21,6 +21,10 @@ _MODELS = {
         "wide_resnet50_2 wide_resnet101_2 resnet18d resnet26d resnet34d resnet50d resnet101d "
         "resnet152d resnet20_cifar resnet32_cifar resnet44_cifar resnet56_cifar resnet110_cifar"
     ),
+    "convnext": "convnext_tiny convnext_small convnext_base",
+    "swin": (
+        "swin_tiny_patch4_window7_224 swin_small_patch4_window7_224 swin_base_patch4_window7_224"
+    ),
 }
 
 # Model name -> module of its family.
@@ -29,7 +33,11 @@ FAMILIES = {
 }
 
 # Another project's name for the same network -> the name here.
-ALIASES: dict[str, str] = {}
+ALIASES: dict[str, str] = {
+    "swin_t": "swin_tiny_patch4_window7_224",
+    "swin_s": "swin_small_patch4_window7_224",
+    "swin_b": "swin_base_patch4_window7_224",
+}
 
 
 def resolve(name: str) -> str:
