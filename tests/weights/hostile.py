@@ -1,8 +1,8 @@
 """Files that try to execute something, or to exhaust the reader: none of them is weights.
 
-`PICKLES` are programs, `TENSORS` are tensors that are not what they say; each has a piece of the message that
-refuses it. The payloads would only create an empty file, the canary; tests/weights/hostile_formats.py has
-the damaged containers.
+`PICKLES` are programs, `TENSORS` are tensors that are not what they say; each has a piece of the
+message that refuses it. The payloads would only create an empty file, the canary;
+tests/weights/hostile_formats.py has the damaged containers.
 """
 
 import struct
@@ -332,6 +332,15 @@ PICKLES: dict[str, tuple[bytes, str]] = {
         b"\x80\x02ctorch\nSize\nq\x00)q\x01" + b"h\x00h\x01R0" * 500_000 + b".",
         "calls",
     ),
+    "90,000 tensors in one megabyte": (
+        b"\x80\x02"
+        + dumps(tensor())[2:-2]  # without its REDUCE
+        + b"q\xe000"
+        + b"ctorch._utils\n_rebuild_tensor_v2\nq\xe10("
+        + b"h\xe1h\xe0R" * 90_000
+        + b"t.",
+        "holds a tuple",
+    ),
     "a list that holds itself": (b"\x80\x02]q\x00h\x00a.", "holds a list"),
     "a dict that holds itself": (
         b"\x80\x02}q\x00" + text("state_dict") + b"h\x00s.",
@@ -499,4 +508,44 @@ TENSORS: dict[str, tuple[Any, str]] = {
     "a name with a line break": (Raw(tensor_called("a\nb")), "impossible name"),
     "a name with a surrogate": (Raw(tensor_called("\udcff")), "impossible name"),
     "a name that is a number": (Raw(tensor_called(7)), "no text"),
+    "an array where metadata belong": (
+        call(*REBUILD, SIX_FLOATS, 0, (6,), (1,), False, call(*ORDERED), tensor()),
+        "conj",
+    ),
+    "an array where a late tensor's metadata belong": (
+        call(
+            "torch._utils",
+            "_rebuild_tensor_v3",
+            SIX_FLOATS,
+            0,
+            (6,),
+            (1,),
+            False,
+            {},
+            Global("torch", "uint16"),
+            tensor(),
+        ),
+        "kind",
+    ),
+    "an array where an encoding belongs": (call("_codecs", "encode", "a", tensor()), "encodes"),
+    "an array where an order belongs": (
+        call(
+            "numpy.core.numeric", "_frombuffer", b"", call("numpy", "dtype", "f4"), (0,), tensor()
+        ),
+        "form",
+    ),
+    "an array where a byte order belongs": (
+        Raw(dumps(call("numpy", "dtype", "f4"))[2:-1] + dumps((3, tensor()), 4)[11:-1] + b"b"),
+        "numpy type",
+    ),
+    "an array where a persistent id's kind belongs": (
+        tensor(storage=Stored((tensor(), FLOATS, "0", "cpu", 6))),
+        "storage",
+    ),
+    "an array where a persistent id's key belongs": (
+        tensor(storage=Stored(("storage", FLOATS, tensor(), "cpu", 6))),
+        "storage",
+    ),
+    "an array as a key": (Raw(b"}" + dumps(tensor())[2:-1] + b"Ns"), "as a key"),
+    "an array as a name": (Raw(dumps(tensor())[2:-1] + text("a") + b"\x93"), "STACK_GLOBAL"),
 }

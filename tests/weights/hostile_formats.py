@@ -1,4 +1,4 @@
-"""Damaged and lying containers: zip archives, safetensors, metas, and what is no weights file at all.
+"""Damaged and lying containers: zip archives, safetensors, metas, and other files.
 
 Every entry is a file's contents and a piece of the message that refuses it.
 """
@@ -76,7 +76,7 @@ def overlapping() -> bytes:
 
 
 def nested_in_entry() -> bytes:
-    """An entry whose contents hold another entry's header and contents: not equal, but overlapping."""
+    """An entry whose contents hold other entries: not equal, but overlapping."""
     inner = GOOD[: GOOD.index(b"PK\x01\x02")]
     crc = zlib.crc32(inner)
     name = b"archive/data/9"
@@ -107,13 +107,11 @@ def nested_in_entry() -> bytes:
     return head + inner + bytes(index) + end
 
 
-def many_entries(count: int) -> bytes:
+def many_entries(count: int, name: bytes = b"archive/data.pkl") -> bytes:
     """A 64-bit index of many entries, all of them the same."""
     first = index_entry(GOOD, b"data.pkl")
-    body, one = (
-        GOOD[: GOOD.index(b"PK\x01\x02")],
-        GOOD[first : first + 46 + len("archive/data.pkl")],
-    )
+    body = GOOD[: GOOD.index(b"PK\x01\x02")]
+    one = patched(GOOD[first : first + 46], 28, "<H", len(name)) + name
     size, start = count * len(one), len(body)
     record = struct.pack(
         "<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, size, start
@@ -171,6 +169,7 @@ ARCHIVES: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     "a large end that starts elsewhere": (with_large_end(start=0), "contradict"),
     "an index of half a million entries": (lambda: many_entries(500_000), "500000 entries"),
     "an index of one entry, 90,000 times": (lambda: many_entries(90_000), "same name"),
+    "an index of 69 MB": (lambda: many_entries(1_100, b"n" * 65_500), "index of 68 MB"),
     "an index of more entries than it has": (patched(GOOD, -14, "<2H", 9, 9), "too short"),
     "an index of fewer entries": (patched(GOOD, -14, "<2H", 1, 1), "longer than it says"),
     "an index on two disks": (patched(GOOD, -18, "<H", 1), "not where it says"),
@@ -241,41 +240,45 @@ SAFETENSORS: dict[str, tuple[bytes | Callable[[], bytes], str]] = {
     ),
     "a header beyond the file": (safetensors(b"{}      ", announced=100), "cut off"),
     "a header of nothing": (struct.pack("<Q", 0) + b"{}", "no JSON"),
-    "16 MB of brackets": (
-        lambda: safetensors(b'{"a":' + b"[" * (16 * MEGABYTE - 10)),
+    "8 MB of brackets": (
+        lambda: safetensors(b'{"a":' + b"[" * (8 * MEGABYTE - 10)),
         "nested deeply",
     ),
-    "16 MB of objects": (
-        lambda: safetensors(b'{"a":' * (3 * MEGABYTE)),
+    "8 MB of objects": (
+        lambda: safetensors(b'{"a":' * (8 * MEGABYTE // 5 - 2)),
         "nested deeply",
     ),
-    "16 MB of empty lists": (
-        lambda: safetensors(b'{"a":[' + b"[]," * (5 * MEGABYTE) + b"[]]}"),
+    "8 MB of empty lists": (
+        lambda: safetensors(b'{"a":[' + b"[]," * (8 * MEGABYTE // 3 - 10) + b"[]]}"),
         "unexpected way",
     ),
-    "16 MB of empty objects": (
-        lambda: safetensors(b'{"a":[' + b"{}," * (5 * MEGABYTE) + b"{}]}"),
+    "8 MB of empty objects": (
+        lambda: safetensors(b'{"a":[' + b"{}," * (8 * MEGABYTE // 3 - 10) + b"{}]}"),
         "unexpected way",
     ),
-    "16 MB of one key": (
-        lambda: safetensors(b"{" + b'"a":0,' * (2 * MEGABYTE) + b'"a":0}'),
+    "8 MB of small objects": (
+        lambda: safetensors(b'{"a":[' + b'{"":1},' * (8 * MEGABYTE // 7 - 10) + b"{}]}"),
+        "unexpected way",
+    ),
+    "8 MB of one key": (
+        lambda: safetensors(b"{" + b'"a":0,' * (MEGABYTE) + b'"a":0}'),
         "twice",
     ),
-    "16 MB of keys": (
-        lambda: safetensors({f"{i}": {} for i in range(1_000_000)}),
+    "8 MB of keys": (
+        lambda: safetensors({f"{i}": {} for i in range(600_000)}),
         "unexpected way",
     ),
-    "16 MB of digits": (
-        lambda: safetensors(b'{"a":' + b"9" * (15 * MEGABYTE) + b"}"),
+    "8 MB of digits": (
+        lambda: safetensors(b'{"a":' + b"9" * (7 * MEGABYTE) + b"}"),
         "no JSON",
     ),
-    "16 MB of one name": (
-        lambda: safetensors({"a" * (15 * MEGABYTE): entry()}, bytes(8)),
+    "8 MB of one name": (
+        lambda: safetensors({"a" * (7 * MEGABYTE): entry()}, bytes(8)),
         "impossible name",
     ),
-    "100,000 tensors of nothing": (
+    "80,000 tensors of nothing": (
         lambda: safetensors(
-            {f"{i}" + "\0" * (i == 99_999): entry("U8", [0], [0, 0]) for i in range(100_000)}
+            {f"{i}" + "\0" * (i == 79_999): entry("U8", [0], [0, 0]) for i in range(80_000)}
         ),
         "impossible name",
     ),

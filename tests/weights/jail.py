@@ -1,8 +1,8 @@
-"""Reads hostile files in a process that may have little memory and time, and reports what happened.
+"""Reads hostile files in a process with little memory and time, and reports what happened.
 
-`python -m tests.weights.jail FOLDER` reads every file of the folder, and writes a line of JSON for each, at once:
-the rest of a crashed run is missing. The process's audit events, which Python raises for whatever leaves the
-interpreter, are part of the report.
+`python -m tests.weights.jail FOLDER` reads every file of the folder, and writes a line of JSON for
+each, at once: the rest of a crashed run is missing. The process's audit events, which Python raises
+for whatever leaves the interpreter, are part of the report.
 """
 
 import json
@@ -23,11 +23,11 @@ GIGABYTE = 2**30
 SECONDS = 5  # of this process's own time, so that a busy machine changes nothing
 
 # What no reading of weights does: execute, import, look classes up, write, talk.
-FORBIDDEN = (
-    "exec", "compile", "import", "marshal.", "pickle.", "os.system", "os.exec", "os.posix_spawn", "os.fork",
-    "os.remove", "os.rename", "os.mkdir", "os.putenv", "subprocess.", "socket.", "ctypes.", "shutil.", "urllib.",
-    "webbrowser.", "code.", "object.__", "sys._getframe", "builtins.input", "builtins.breakpoint",
-)  # fmt: skip
+FORBIDDEN = tuple(
+    "exec compile import marshal. pickle. os.system os.exec os.posix_spawn os.fork os.remove os.rename "
+    "os.mkdir os.putenv subprocess. socket. ctypes. shutil. urllib. webbrowser. code. object.__ "
+    "sys._getframe builtins.input builtins.breakpoint".split()
+)
 
 
 class OutOfTimeError(BaseException):
@@ -66,7 +66,7 @@ def _peak() -> int:
 
 
 def examine(path: Path, watch: Watch, read: Callable[[Path], Any]) -> dict[str, Any]:
-    """Returns the outcome (`read`, or the name of what was raised), its text, seconds and events."""
+    """Returns the outcome (`read`, or what was raised), its text, seconds and events."""
     watch.events = []
     before = resource.getrusage(resource.RUSAGE_SELF).ru_utime
     signal.setitimer(signal.ITIMER_PROF, SECONDS)

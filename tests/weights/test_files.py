@@ -206,6 +206,8 @@ def test_paths_that_are_no_files(tmp_path):
             function(tmp_path)
         with pytest.raises(InputError):
             function(GOLDENS / "zip.pth" / "inside")
+        with pytest.raises(InputError, match="no path"):
+            function("a\0.pth")
 
 
 def test_torch_files_have_no_safetensors_metadata():

@@ -1,6 +1,7 @@
-"""Hostile and damaged files execute nothing, and end in a readable line within bounds of time and memory.
+"""Hostile files execute nothing, and end in a readable line within bounds of time and memory.
 
-All are read in one child process under limits (tests/weights/jail.py), which every test here looks at.
+All are read in one child process under limits (tests/weights/jail.py), which every test here looks
+at.
 """
 
 import json
@@ -71,8 +72,8 @@ def good_files() -> dict[str, bytes]:
 def damaged_cases() -> dict[str, Case]:
     """Each good file truncated at 100 places, and with 150 of its bits flipped one at a time.
 
-    The bits are those of headers and of the pickle: a flipped bit of a tensor in safetensors or in a legacy
-    file is another number, which nobody can tell.
+    The bits are those of headers and of the pickle: a flipped bit of a tensor in safetensors or in
+    a legacy file is another number, which nobody can tell.
     """
     cases = {}
     for kind, whole in good_files().items():

@@ -34,7 +34,7 @@ class Raw(NamedTuple):
 
 
 class Pickler(pickle._Pickler):
-    """Writes the pickles that torch writes, and those it never would, without importing what they name."""
+    """Writes what torch writes, and what it never would, without importing what is named."""
 
     def save(self, obj: Any, save_persistent_id: bool = True) -> None:
         if isinstance(obj, Global):

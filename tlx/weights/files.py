@@ -21,7 +21,8 @@ from tlx.weights.plain_objects import empty_array
 from tlx.weights.safetensors_header import Tensor, read_header
 from tlx.weights.torch_pickle import looks_like_torch, map_file, read_torch_from
 
-# Under which names training scripts keep the network's tensors; where there are several, the first counts.
+# Under which names training scripts keep the network's tensors; where there are several, the first
+# counts.
 WRAPPERS = "state_dict model_state_dict model net network params weights module".split()
 
 # What data-parallel training and torch.compile put before every name.
@@ -34,10 +35,11 @@ _MAX_WRAPPERS = 8  # of wrappers in wrappers, and of prefixes before prefixes
 def read_weights(path: str | Path) -> dict[str, np.ndarray]:
     """Returns the tensors of a weights file by name, in the file's order and the file's own types.
 
-    The content decides how it is read, not the extension: torch's two formats or safetensors. Wrappers
-    around the tensors (`{"state_dict": ..., "epoch": ...}`) are opened, what is beside them and no tensor
-    is left out, and prefixes that every name has (`module.`, `_orig_mod.`) are taken off. The arrays are
-    read-only and may be views of the file, which must not change while they live.
+    The content decides how it is read, not the extension: torch's two formats or safetensors.
+    Wrappers around the tensors (`{"state_dict": ..., "epoch": ...}`) are opened, what is beside
+    them and no tensor is left out, and prefixes that every name has (`module.`, `_orig_mod.`) are
+    taken off. The arrays are read-only and may be views of the file, which must not change while
+    they live.
 
     Raises:
       InputFileNotFoundError: there is no such file.
@@ -95,7 +97,7 @@ def _listed(names: list[Any]) -> str:
 
 
 def safetensors_metadata(path: str | Path) -> dict[str, str]:
-    """Returns the texts in the header of a safetensors file; {} where it has none, and for torch's files.
+    """Returns the texts in a safetensors file's header; {} where it has none, and for torch's.
 
     Raises:
       InputFileNotFoundError: there is no such file.
@@ -112,7 +114,7 @@ def safetensors_metadata(path: str | Path) -> dict[str, str]:
 def write_safetensors(
     arrays: Mapping[str, np.ndarray], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Writes the arrays, and texts for the header, to `path`, which is the old file until all is written.
+    """Writes arrays, and texts for the header; `path` is the old file until all is written.
 
     Raises:
       InputError: no space left, no permission, or an array of a type the format lacks.

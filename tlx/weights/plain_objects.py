@@ -1,8 +1,8 @@
-"""The harmless Python and numpy objects that stand beside tensors in checkpoints, made without their classes.
+"""Harmless Python and numpy objects beside tensors, made without their classes.
 
-A pickle names a class and its contents; here every admitted name has a function that makes plain data out of
-the contents. Trainers write them: timm an argparse.Namespace, Lightning its AttributeDict, others paths, sets,
-counters, numpy numbers and arrays.
+A pickle names a class and its contents; here every admitted name has a function that makes plain
+data out of the contents. Trainers write them: timm an argparse.Namespace, Lightning its
+AttributeDict, others paths, sets, counters, numpy numbers and arrays.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tlx.weights.pickle_instructions import INSTRUCTIONS
 from tlx.weights.pickle_machine import (
     BadFileError,
     Function,
@@ -42,14 +43,17 @@ class _NumpyType:
 class PlainObjects(PickleMachine):
     """A machine whose globals are those of this file."""
 
+    instructions = INSTRUCTIONS
+
     _unbuilt: np.ndarray | None = None  # the array that was announced and has no contents yet
 
     def find_global(self, module: str, name: str) -> Any:
         if (module, name) in _GLOBALS:
             return _GLOBALS[module, name]
         raise BadFileError(
-            f"asks for {short(f'{module}.{name}')}, which is neither a tensor nor plain data; refused, "
-            "nothing was executed (save the tensors alone: torch.save(model.state_dict(), ...))"
+            f"asks for {short(f'{module}.{name}')}, which is neither a tensor nor plain data; "
+            "refused, nothing was executed (save the tensors alone: "
+            "torch.save(model.state_dict(), ...))"
         )
 
     def build(self, target: Any, state: Any) -> None:
@@ -65,13 +69,13 @@ class PlainObjects(PickleMachine):
             raise BadFileError(f"sets attributes of a {type(target).__name__}; refused")
 
     def announce_array(self) -> np.ndarray:
-        """Returns an empty array that the next BUILD fills, in place: the memo may hold it already."""
+        """Returns an array that the next BUILD fills, in place: the memo may hold it already."""
         self._unbuilt = np.empty((0,), np.uint8)
         return self._unbuilt
 
 
 def empty_array(shape: Sequence[int], dtype: np.dtype) -> np.ndarray:
-    """Returns an array without elements; (0, 2**62, 2**62) has no place in numpy, and is refused."""
+    """Returns an array without elements; numpy has no place for (0, 2**62, 2**62)."""
     try:
         array = np.empty(shape, dtype)
     except ValueError:
@@ -126,12 +130,12 @@ def _text(machine: PlainObjects, text: Any) -> str:
 def _bytes(machine: PlainObjects, content: Any = b"", encoding: Any = None) -> bytes:
     if type(content) is bytes and encoding is None:
         return content
-    return _latin1(machine, content, "latin1" if encoding == "latin-1" else encoding)
+    return _latin1(machine, content, encoding)
 
 
 def _latin1(machine: PlainObjects, text: Any, encoding: Any) -> bytes:
     """The way in which protocol 2 writes bytes."""
-    if type(text) is not str or encoding != "latin1":
+    if type(text) is not str or type(encoding) is not str or encoding not in ("latin1", "latin-1"):
         raise BadFileError("encodes text in an unexpected way; refused")
     machine.spend(len(text))
     return text.encode("latin1")
@@ -150,9 +154,12 @@ def _numpy_type(machine: PlainObjects, code: Any, *_: object) -> _NumpyType:
 
 
 def _set_byte_order(target: _NumpyType, state: Any) -> None:
-    if type(state) is not tuple or len(state) < 2 or state[1] not in ("<", ">", "|", "="):
-        raise BadFileError("holds a numpy type of an unexpected kind; refused")
-    target.dtype = target.dtype.newbyteorder(state[1])
+    match state:
+        case (int(), str() as order, *_) if order in ("<", ">", "|", "="):
+            big = order == ">"
+        case _:
+            raise BadFileError("holds a numpy type of an unexpected kind; refused")
+    target.dtype = target.dtype.newbyteorder(">" if big else "<")
 
 
 def _numpy_scalar(machine: PlainObjects, kind: Any, data: Any) -> Any:
@@ -176,7 +183,7 @@ def _set_contents(array: np.ndarray, state: Any) -> int:
             _check_array(shape, dtype, content)
             if not content:
                 empty_array(shape, dtype)
-            # numpy's own way, and the only one that changes an array in place; all is checked above.
+            # numpy's own way, and the only one in place; all is checked above.
             array.__setstate__((1, shape, dtype, fortran, content))  # type: ignore[arg-type]
             array.flags.writeable = False
             return len(content)
@@ -187,7 +194,8 @@ def _numpy_from_buffer(
     machine: PlainObjects, content: Any, kind: Any, shape: Any, order: Any
 ) -> np.ndarray:
     """How protocol 5 writes arrays."""
-    if type(content) is not bytes or not isinstance(kind, _NumpyType) or order not in ("C", "F"):
+    known = type(order) is str and order in ("C", "F")
+    if type(content) is not bytes or not isinstance(kind, _NumpyType) or not known:
         raise BadFileError("holds a numpy array in an unexpected form; refused")
     _check_array(shape, kind.dtype, content)
     if not content:

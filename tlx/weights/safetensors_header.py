@@ -1,8 +1,9 @@
 """The header of a safetensors file, read with suspicion.
 
-The format (https://github.com/huggingface/safetensors): 8 bytes of little-endian length, a JSON object of that
-length, and the tensors' bytes one after another without gaps. The library's own reader admits headers of 100
-MB, which take gigabytes and seconds in Python; here the limit follows what real files have.
+The format (https://github.com/huggingface/safetensors): 8 bytes of little-endian length, a JSON
+object of that length, and the tensors' bytes one after another without gaps. The library's own
+reader admits headers of 100 MB, which take gigabytes and seconds in Python; here the limit follows
+what real files have.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from tlx.weights.pickle_machine import BadFileError, short
 from tlx.weights.plain_objects import MAX_DIMENSIONS
 
-MAX_HEADER = 2**24  # bytes: some 100,000 tensors
+MAX_HEADER = 2**23  # bytes: some 80,000 tensors
 
 _DTYPES = {
     name: np.dtype(kind)
@@ -85,12 +86,14 @@ def read_header(data: mmap) -> Header:
     for tensor in tensors:
         if tensor.start != at:
             raise BadFileError(
-                f"is a damaged safetensors file ({short(tensor.name)} overlaps another tensor, or follows a gap)"
+                f"is a damaged safetensors file ({short(tensor.name)} overlaps another tensor, "
+                "or follows a gap)"
             )
         at = tensor.stop
     if at != len(data):
         raise BadFileError(
-            f"is a truncated or damaged safetensors file (its header describes {at} bytes, it has {len(data)})"
+            f"is a truncated or damaged safetensors file (its header describes {at} bytes, "
+            f"it has {len(data)})"
         )
     return Header(metadata, tensors)
 

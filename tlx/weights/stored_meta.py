@@ -22,7 +22,9 @@ _CHOICES = {
     "channel_order": ("RGB", "BGR", "L"),
     "resize_mode": ("short_side", "squash"),
 }
-_TYPES = {kind: typing.get_type_hints(kind) for kind in (WeightsMeta, ImagePreprocess)}
+_TYPES: dict[type, dict[str, Any]] = {
+    kind: typing.get_type_hints(kind) for kind in (WeightsMeta, ImagePreprocess)
+}
 _MAX_PIXELS = 2**14  # of a side; a meta must not make anybody resize pictures to gigabytes
 _MAX_CHANNELS = 2**10
 _MAX_TEXT = 2**14  # characters of one text
@@ -98,7 +100,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def _is_clean(text: str) -> bool:
-    """Controls would reach terminals, and lone surrogates no file; all other letters are somebody's names."""
+    """Controls would reach terminals, and lone surrogates no file; the rest are names."""
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 

@@ -1,8 +1,9 @@
 """Reads what torch.save wrote, without torch and without executing anything.
 
-Two containers (torch/serialization.py in https://github.com/pytorch/pytorch defines both): the zip archive
-(torch 1.6 and later), whose tensors stay memory-mapped, and the older stream of pickles followed by raw
-storages. Both hold a pickle, which is a program; tlx/weights/unpickler.py runs only harmless ones.
+Two containers (torch/serialization.py in https://github.com/pytorch/pytorch defines both): the zip
+archive (torch 1.6 and later), whose tensors stay memory-mapped, and the older stream of pickles
+followed by raw storages. Both hold a pickle, which is a program; tlx/weights/unpickler.py runs only
+harmless ones.
 """
 
 from __future__ import annotations
@@ -25,24 +26,26 @@ from tlx.weights.zip_archive import Archive
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_PROTOCOL = 1001
 
-# With which bytes a legacy file may begin: protocols 2 and later state their number, 0 and 1 do not.
+# With which bytes a legacy file may begin: protocols 2 and later state their number, 0 and 1 do
+# not.
 _LEGACY_BEGINNINGS = (b"\x80", b"L%dL\n." % _LEGACY_MAGIC)
 
 _MAX_BYTE_ORDER = 16  # bytes of an entry that says "little"
 
 
 def read_torch(path: str | Path) -> Any:
-    """Returns the object that torch.save wrote: dicts, lists, tuples, numbers, strings and numpy arrays.
+    """Returns what torch.save wrote: dicts, lists, tuples, numbers, strings and numpy arrays.
 
-    Tensors and parameters become read-only arrays of their own type (bfloat16 through ml_dtypes) and their
-    own strides; those of a zip archive are views of the file, which must not change while they live.
-    `torch.Size` becomes a tuple, `torch.device` a string, `torch.dtype` a numpy dtype; an argparse.Namespace
-    and the like become dicts of their attributes (tlx/weights/plain_objects.py has the list).
+    Tensors and parameters become read-only arrays of their own type (bfloat16 through ml_dtypes)
+    and their own strides; those of a zip archive are views of the file, which must not change while
+    they live. `torch.Size` becomes a tuple, `torch.device` a string, `torch.dtype` a numpy dtype;
+    an argparse.Namespace and the like become dicts of their attributes
+    (tlx/weights/plain_objects.py has the list).
 
     Raises:
       InputFileNotFoundError: there is no such file.
-      InputError: the file is damaged, is not torch's, or its pickle asks for anything but plain data and
-        tensors, which is then named.
+      InputError: the file is damaged, is not torch's, or its pickle asks for anything but plain
+        data and tensors, which is then named.
     """
     path = Path(path)
     return read_torch_from(path, map_file(path))
@@ -79,20 +82,20 @@ def map_file(path: Path) -> mmap.mmap:
       InputFileNotFoundError: there is no such file.
       InputError: it is a folder or a device, is empty, or cannot be read.
     """
+    if "\0" in str(path):
+        raise InputError(f"{str(path)!r} is no path of a file")
     try:
-        mode = path.stat().st_mode
-        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for ever
+        found = path.stat()
+        if stat.S_ISDIR(found.st_mode):
+            raise InputError(f"{path} is a folder, expected a weights file")
+        if not stat.S_ISREG(found.st_mode):  # opening a pipe would wait for ever
             raise InputError(f"{path} is no regular file, expected a weights file")
+        if found.st_size == 0:
+            raise InputError(f"{path} is empty, expected a weights file")
         with path.open("rb") as file:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     except FileNotFoundError:
         raise InputFileNotFoundError(f"no weights file {path}") from None
-    except IsADirectoryError:
-        raise InputError(f"{path} is a folder, expected a weights file") from None
-    except InputError:
-        raise
-    except ValueError:
-        raise InputError(f"{path} is empty, expected a weights file") from None
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}") from error
 
@@ -212,8 +215,15 @@ class _Legacy:
             storage.raw[:] = np.frombuffer(memoryview(self._data)[start:at], np.uint8)
             if sys.byteorder != "little" or storage.dtype.kind == "b":
                 storage.raw[:] = _typed(storage.raw, storage.dtype, "little").raw
+            self._forget(at)
         if at != len(self._data):
             raise BadFileError("is damaged: there is more after its last tensor")
+
+    def _forget(self, stop: int) -> None:
+        """Has the system drop what was copied, else the file would be in memory twice."""
+        whole = stop // mmap.PAGESIZE * mmap.PAGESIZE
+        if hasattr(self._data, "madvise") and whole:
+            self._data.madvise(mmap.MADV_DONTNEED, 0, whole)
 
 
 def _read_legacy(data: mmap.mmap) -> Any:

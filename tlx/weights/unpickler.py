@@ -1,7 +1,8 @@
 """A pickle interpreter for tensors and plain data: nothing else is built, called or looked up.
 
 torch's names stand for the functions of this file; torch/_utils.py and torch/_tensor.py in
-https://github.com/pytorch/pytorch say what their arguments are. tlx/weights/torch_pickle.py feeds it.
+https://github.com/pytorch/pytorch say what their arguments are. tlx/weights/torch_pickle.py feeds
+it.
 """
 
 from __future__ import annotations
@@ -38,21 +39,24 @@ _STORAGES = {
 _STORAGES["torch.storage", "UntypedStorage"] = np.dtype(np.uint8)
 _STORAGES["torch", "UntypedStorage"] = np.dtype(np.uint8)
 
-# The types that have no storage class of their own: _rebuild_tensor_v3 names them beside untyped bytes.
+# The types that have no storage class of their own: _rebuild_tensor_v3 names them beside untyped
+# bytes.
 _LATE_DTYPES = {
     name: np.dtype(getattr(np, name, None) or getattr(ml_dtypes, name))
-    for name in "uint16 uint32 uint64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz".split()
+    for name in (
+        "uint16 uint32 uint64 float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz"
+    ).split()
 }
 _DTYPES = {dtype.name: dtype for dtype in _STORAGES.values()} | _LATE_DTYPES
 
-# What a file asks for may be this many times as large as the file: tied and expanded tensors are real, a
-# shape of terabytes over a few bytes (strides of zero) is an attack.
+# What a file asks for may be this many times as large as the file: tied and expanded tensors are
+# real, a shape of terabytes over a few bytes (strides of zero) is an attack.
 _AMPLIFICATION = 16
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Storage:
-    """The bytes under one or more tensors, `[n]` uint8, and the type in which tensors count them."""
+    """The bytes under one or more tensors, `[n]` uint8, and the type that counts them."""
 
     raw: np.ndarray
     dtype: np.dtype
@@ -85,16 +89,21 @@ class TensorUnpickler(PlainObjects):
 
     def find_persistent(self, identity: Any) -> Storage:
         match identity:
-            case ("storage", np.dtype() as dtype, str() as key, str(), int() as size, *view) if (
-                len(view) <= 1 and 0 <= size < 2**63
-            ):
+            case (
+                str() as kind,
+                np.dtype() as dtype,
+                str() as key,
+                str(),
+                int() as size,
+                *view,
+            ) if kind == "storage" and len(view) <= 1 and 0 <= size < 2**63:
                 return self.storage_of(dtype, key, size, view[0] if view else None)
         raise BadFileError("refers to something other than a tensor's storage; refused")
 
     def view(
         self, raw: np.ndarray, dtype: np.dtype, offset: Any, shape: Any, strides: Any
     ) -> np.ndarray:
-        """Returns the array with these offset and strides (in elements), checked against the storage."""
+        """Returns the array with these offset and strides in elements, after checking them."""
         if (
             not isinstance(shape, tuple | list)
             or not isinstance(strides, tuple | list)
@@ -145,7 +154,7 @@ def _tensor_v2(
     hooks: Any,
     metadata: Any = None,
 ) -> np.ndarray:
-    if metadata:
+    if metadata is not None and (type(metadata) is not dict or metadata):
         raise BadFileError(
             "holds a lazily conjugated or negated tensor; save it again after .resolve_conj()"
         )
@@ -164,7 +173,8 @@ def _tensor_v3(
     metadata: Any = None,
 ) -> np.ndarray:
     late = isinstance(dtype, np.dtype) and dtype.name in _LATE_DTYPES
-    if not isinstance(storage, Storage) or not late or metadata:
+    special = metadata is not None and (type(metadata) is not dict or metadata)
+    if not isinstance(storage, Storage) or not late or special:
         raise BadFileError("holds a tensor of a kind that cannot be read")
     return machine.view(storage.raw, dtype, offset, shape, strides)
 

@@ -1,8 +1,8 @@
-"""The stored entries of a zip archive as views of the file, after checking that the archive is what it says.
+"""The stored entries of a zip archive, as views of the file, after checking the archive.
 
-Python's zipfile would do, but believes the archive's own index: it makes an object for each of any number of
-entries, and lets entries overlap. The format is that of PKWARE's APPNOTE.TXT 6.3, of which torch.save uses the
-part without compression, encryption, several disks and comments.
+Python's zipfile would do, but believes the archive's own index: it makes an object for each of any
+number of entries, and lets entries overlap. The format is that of PKWARE's APPNOTE.TXT 6.3, of
+which torch.save uses the part without compression, encryption, several disks and comments.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import numpy as np
 from tlx.weights.pickle_machine import BadFileError, short
 
 _MAX_ENTRIES = 100_000
+_MAX_INDEX = 2**26  # bytes
 _MAX_COMMENT = 2**16 - 1  # bytes
 
 _END = struct.Struct("<4s4H2LH")  # signature, disks, entries, the index's size and offset, comment
@@ -49,6 +50,10 @@ class Archive:
         count, start, stop = _find_index(data)
         if count > _MAX_ENTRIES:
             raise BadFileError(f"is a zip archive of {count} entries, more than any weights have")
+        if stop - start > _MAX_INDEX:
+            raise BadFileError(
+                f"is a zip archive with an index of {(stop - start) >> 20} MB; refused"
+            )
         for name, entry in _index_entries(data, count, start, stop):
             if name in self._entries:
                 raise BadFileError("is a zip archive with two entries of the same name; refused")
@@ -166,11 +171,12 @@ def _large(extra: bytes, numbers: list[int]) -> list[int]:
 
 
 def _check_name(name: bytes) -> None:
-    """Nothing is ever extracted; a name that leads out of the archive is refused as a sign of intent."""
+    """Nothing is ever extracted; a name that leads out is refused as a sign of intent."""
     parts = name.split(b"/")
     if b"\\" in name or b"\0" in name or parts[0] in (b"", b".") or b".." in parts:
         raise BadFileError(
-            f"is a zip archive with a path that leads out of it: {short(name.decode('utf-8', 'replace'))}"
+            "is a zip archive with a path that leads out of it: "
+            f"{short(name.decode('utf-8', 'replace'))}"
         )
 
 
