@@ -41,7 +41,7 @@ def hostile_cases() -> dict[str, Case]:
     cases = {}
     for name, (instructions, named) in hostile.PICKLES.items():
         cases[f"zip, {name}"] = Case(zip_bytes(instructions), named=named)
-        if len(instructions) < 2**20:  # the interpreter's limits are those of the zip archive
+        if len(instructions) < 2**18:  # the interpreter's limits are those of the zip archive
             cases[f"legacy, {name}"] = Case(legacy_bytes(instructions))
     for name, (value, named) in hostile.TENSORS.items():
         cases[f"tensor, {name}"] = Case(zip_bytes(dumps({"a": value})), named=named)
