@@ -28,12 +28,19 @@ def sizes(name):
 
 
 def pairs():
-    """(name, which of its originals) for all models; collected without torch."""
-    return [
-        (name, position)
-        for name in NAMES
-        for position in range(len(family(name).key_tables(name)))
-    ]
+    """(name, which of its originals) for all models; collected without torch.
+
+    A family may say in COMPARED how many of a model's tables are held against originals here, and in SLOW which of
+    its models take more than ten seconds.
+    """
+    found = []
+    for name in NAMES:
+        module = module_of(name)
+        own = len(family(name).key_tables(name))
+        marks = [pytest.mark.slow] if name in getattr(module, "SLOW", ()) else []
+        for position in range(getattr(module, "COMPARED", {}).get(name, own)):
+            found.append(pytest.param(name, position, marks=marks))
+    return found
 
 
 def test_every_model_has_an_original_and_is_listed():
@@ -64,7 +71,9 @@ def test_shapes_and_stages_follow_the_contract(name):
     without = abstract_model(name, num_classes=0)
     assert {p.split(".", 1)[0] for p in leaves(without)} <= set(model.stages)
     for project in family(name).key_tables(name):
-        back = project.to_source({p: np.broadcast_to(np.float32(0), x.shape) for p, x in found.items()})
+        back = project.to_source(
+            {p: np.broadcast_to(np.float32(0), x.shape) for p, x in found.items()}
+        )
         conversion = project.to_target(back)
         assert conversion.unknown == ()
         assert {p: a.shape for p, a in conversion.arrays.items()} == {
@@ -80,6 +89,7 @@ def test_logits_equal_the_goldens(name):
     names = table.to_source(zeros)
     drawn = random_arrays({key: array.shape for key, array in names.items()})
     arrays = {key: drawn[key] if a.dtype == np.float32 else a for key, a in names.items()}
+    arrays = module_of(name).originals(name)[0].values(arrays)
     logits = outputs_of_tlx(tlx_with(name, table.name, arrays), images(*cases()[name]))["logits"]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 

@@ -17,7 +17,7 @@ from flax import nnx
 from tests.models.reference import images, random_arrays
 from tlx import create_model
 from tlx.models import abstract_model, default_meta, family
-from tlx.models.leaves import Values, leaves, with_values
+from tlx.models.leaves import Values, leaves, values, with_values
 from tlx.pretrained import parameter_count, save_weights
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.weights.keymap import KeyTable
@@ -37,6 +37,8 @@ class Original:
     stages: Mapping[str, str] | Callable[[Any, Any], dict[str, Any]]
     features: Callable[[Any, Any], Any]  # (module, NCHW picture) -> [B, D]
     call: Callable[[Any, Any], Any] = lambda module, x: module(x)  # -> logits
+    # What is made of random values where float32 would differ too much from float64 with them.
+    values: Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]] = lambda arrays: arrays
 
 
 def table_of(name: str, project: str) -> KeyTable:
@@ -57,7 +59,7 @@ def torch_with(original: Original, arrays: Mapping[str, np.ndarray] | None = Non
 
     module = original.build().eval()
     if arrays is None:
-        arrays = random_values(module)
+        arrays = original.values(random_values(module))
     module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in arrays.items()})
     return module
 
@@ -78,10 +80,10 @@ def tlx_with(name: str, table: str, arrays: Mapping[str, np.ndarray]) -> Any:
     found = leaves(model)
     conversion = table_of(name, table).to_target(arrays)
     assert conversion.unknown == ()
-    values: Values = {p: np.zeros(leaf.shape, np.float32) for p, leaf in found.items()}
+    filled: Values = {p: np.zeros(leaf.shape, np.float32) for p, leaf in found.items()}
     missing = [p for p in found if p not in conversion.arrays]
     assert all(table_of(name, table).lacks(p) for p in missing), missing
-    return with_values(model, values | conversion.arrays)
+    return with_values(model, filled | conversion.arrays)
 
 
 def outputs_of_tlx(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -181,6 +183,9 @@ def check_fine_tuned_export(name: str, original: Original, folder: Any, size: An
     import torch
 
     model = create_model(name, seed=3)
+    table = table_of(name, original.table)
+    own = original.values(table.to_source({p: np.asarray(v) for p, v in values(model).items()}))
+    model = with_values(model, values(model) | table.to_target(own).arrays)
     save_weights(model, folder / "tlx.safetensors", names=original.table)
     state = read_weights(folder / "tlx.safetensors")
     module = original.build().eval()

@@ -25,6 +25,23 @@ _MODELS = {
     "swin": (
         "swin_tiny_patch4_window7_224 swin_small_patch4_window7_224 swin_base_patch4_window7_224"
     ),
+    "mobilenet": (
+        "mobilenetv2_100 mobilenet_v3_large mobilenet_v3_small mobilenetv3_large_100 "
+        "mobilenetv3_small_100"
+    ),
+    "efficientnet": (
+        "efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 "
+        "efficientnet_v2_s tf_efficientnetv2_s"
+    ),
+    "vgg": "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn",
+    "squeezenet": "squeezenet1_0 squeezenet1_1",
+    "densenet": "densenet121 densenet161 densenet169 densenet201",
+    "vit": (
+        "vit_tiny_patch16_224 vit_small_patch16_224 vit_small_patch32_224 vit_base_patch16_224 "
+        "vit_base_patch32_224 vit_large_patch16_224 deit_tiny_patch16_224 deit_small_patch16_224 "
+        "deit_base_patch16_224 vit_small_patch14_dinov2 vit_base_patch14_dinov2 "
+        "vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2"
+    ),
 }
 
 # Model name -> module of its family.
@@ -34,9 +51,13 @@ FAMILIES = {
 
 # Another project's name for the same network -> the name here.
 ALIASES: dict[str, str] = {
+    "vit_b_16": "vit_base_patch16_224",
+    "vit_b_32": "vit_base_patch32_224",
+    "vit_l_16": "vit_large_patch16_224",
     "swin_t": "swin_tiny_patch4_window7_224",
     "swin_s": "swin_small_patch4_window7_224",
     "swin_b": "swin_base_patch4_window7_224",
+    "mobilenet_v2": "mobilenetv2_100",
 }
 
 

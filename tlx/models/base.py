@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from tlx.errors import InputError
 from tlx.models.layers import Linear, dropout, global_average_pool, subkeys
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
@@ -29,6 +30,18 @@ class Rates(NamedTuple):
             dropout if self.dropout < 0 else self.dropout,
             drop_path if self.drop_path < 0 else self.drop_path,
         )
+
+    def dropout_only(self, name: str, dropout: float) -> float:
+        """Returns the rate of dropout, of an architecture without residual branches.
+
+        Raises:
+          InputError: a rate of stochastic depth is asked for.
+        """
+        if self.drop_path > 0:
+            raise InputError(
+                f"{name} has no residual branches, so that drop_path={self.drop_path} drops nothing: leave it out"
+            )
+        return self.or_own(dropout).dropout
 
 
 class Model(nnx.Module):

@@ -22,6 +22,9 @@ Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
 # He et al. 2015 with the fan of the output, as torchvision's ResNets are initialised.
 kaiming_normal_fan_out: Initializer = jax.nn.initializers.variance_scaling(2.0, "fan_out", "normal")
+# With the fan of the input, as torchvision's DenseNets and SqueezeNets.
+kaiming_normal_fan_in: Initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
+kaiming_uniform_fan_in: Initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
 zeros: Initializer = jax.nn.initializers.zeros
 ones: Initializer = jax.nn.initializers.ones
 

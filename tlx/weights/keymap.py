@@ -174,12 +174,14 @@ class KeyTable:
     """All rows of one family as one project writes it.
 
     `absent` are regexes of tlx paths which that project's files do not have, as the auxiliary head: these
-    values are drawn afresh on the way in and left out on the way back.
+    values are drawn afresh on the way in and left out on the way back. `norm_epsilon` is that of the project's
+    networks where it is not ours, else 0.
     """
 
     name: str
     keys: tuple[Key, ...]
     absent: tuple[str, ...] = ()
+    norm_epsilon: float = 0.0
 
     def to_target(self, arrays: Arrays) -> Conversion:
         """Renames and rearranges a file's arrays."""

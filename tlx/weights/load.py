@@ -91,11 +91,14 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     arrays = read_weights(path)
     if meta is None:
         meta, origin = _identify(name, path)
-    if meta.architecture != name:
+    if meta is not None and meta.architecture != name:
         raise InputError(
             f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}"
         )
     table = _choose_table(name, path, arrays)
+    if meta is None:
+        default = models.default_meta(name)
+        meta = dataclasses.replace(default, norm_epsilon=table.norm_epsilon)
     return WeightsFile(path, meta, origin, table, table.to_target(arrays), arrays)
 
 
@@ -266,12 +269,12 @@ def _locate(name: str, weights: str) -> tuple[Path, WeightsMeta | None, str]:
     return fetch(meta.source, filename=meta.filename, sha256=meta.sha256), meta, "catalog"
 
 
-def _identify(name: str, path: Path) -> tuple[WeightsMeta, str]:
+def _identify(name: str, path: Path) -> tuple[WeightsMeta | None, str]:
     if stored := safetensors_metadata(path).get("tlx_meta"):
         return WeightsMeta.from_json(json.loads(stored)), "stored in the file"
     if known := catalog.identify(path, sha256_of(path)):
         return known, f"recognised as {known.architecture}.{known.tag}"
-    return models.default_meta(name), f"default of {name}: the file is not in the catalog"
+    return None, f"default of {name}: the file is not in the catalog"
 
 
 def _choose_table(name: str, path: Path, arrays: Mapping[str, np.ndarray]) -> KeyTable:

@@ -74,6 +74,7 @@ class WeightsMeta:
     num_classes: int = 0
     class_names: tuple[str, ...] = ()  # () where they are not known
     stem: str = ""  # small: the first layers are made for small pictures; "": the architecture's own
+    norm_epsilon: float = 0.0  # of normalisations, if not the network's own; 0: its own
     classifier: str = ""  # the classifier layer's name in the source's own file, as fc
     license: str = ""
     source: str = ""  # where the file comes from: a URL, hub:OWNER/NAME (Hugging Face), or builtin
