@@ -36,6 +36,12 @@ class ModelConfig:
         "auto"  # auto: keep the file's head when its class names are the data's | keep | new
     )
     missing_ok: tuple[str, ...] = ()  # parameters the file may lack: a stage's name or a regex
+    head_init: str = "default"  # how a new head is drawn: default | zero | small (a hundredth)
+    in_channels: int = 0  # of the input; 0: as the weights; the first kernel is made to fit
+    stem: str = ""  # small: first layers for small pictures (3x3, no pooling); "": the weights' own
+    stem_init: str = "crop"  # of a small stem's first kernel: crop (the file's centre) | new
+    dropout: float = -1.0  # before the classifier, in training; -1: as the architecture was trained
+    drop_path: float = -1.0  # largest rate of stochastic depth; -1: as the architecture was trained
     dtype: str = (
         "auto"  # compute type: auto (float32 on CPU, bfloat16 elsewhere) | float32 | bfloat16
     )
@@ -49,10 +55,17 @@ class DataConfig:
     val_split: str = ""  # "": val_fraction of the training split
     test_split: str = "test"
     val_fraction: float = 0.0  # carved from training with the seed, stratified by class
-    test_fraction: float = 0.0  # likewise, where the source has no test split; 0: a fifth
+    test_fraction: float = (
+        0.0  # likewise, where the source has no test split; 0: a fifth; 1: nothing is trained
+    )
+    class_subset: tuple[
+        str, ...
+    ] = ()  # the network's own class for each of the data's: indices, names or WordNet ids in the
+    # data's order, or DATACLASS=CLASS, or auto: those of the same name; (): the data's own classes
     labels_per_class: int = 0  # training examples kept for each class, drawn with the seed; 0: all
     image_size: int = 0  # pixels; 0: what the weights were trained with
     resize: int = 0  # pixels, short side before the crop; 0: in the weights' own proportion
+    resize_mode: str = ""  # short_side | squash: both sides become `resize`; "": the weights' own
     interpolation: str = ""  # nearest | bilinear | bicubic | lanczos; "": the weights' own
     mean: tuple[float, ...] = ()  # (): the weights' own
     std: tuple[float, ...] = ()
@@ -137,9 +150,13 @@ class Config:
 
 CHOICES = {
     "model.head": ("auto", "keep", "new"),
+    "model.head_init": ("default", "zero", "small"),
+    "model.stem": ("", "small"),
+    "model.stem_init": ("crop", "new"),
     "model.dtype": ("auto", "float32", "bfloat16"),
     "data.on_bad_image": ("error", "skip"),
     "data.storage": ("auto", "memory", "stream"),
+    "data.resize_mode": ("", "short_side", "squash"),
     "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
     "tune.method": ("full", "head", "partial", "rules"),
     "tune.batchnorm": ("auto", "frozen", "train"),
@@ -154,11 +171,14 @@ CHOICES = {
 RANGES = {
     "seed": (0, 2**32 - 1),
     "data.val_fraction": (0.0, 0.9),
-    "data.test_fraction": (0.0, 0.9),
+    "data.test_fraction": (0.0, 1.0),
     "data.labels_per_class": (0, 2**31),
     "data.image_size": (0, 4096),
     "data.resize": (0, 8192),
     "data.workers": (0, 256),
+    "model.in_channels": (0, 1024),
+    "model.dropout": (-1.0, 0.99),
+    "model.drop_path": (-1.0, 0.99),
     "tune.freeze_stages": (0, 10_000),
     "optimizer.lr": (0.0, 1e6),
     "optimizer.weight_decay": (0.0, 1e6),

@@ -40,6 +40,7 @@ class Source:
     loaded: Loaded | None
 
     head_init: str = "default"
+    overridden: tuple[str, ...] = ()  # what of the weights' own preprocessing was changed
 
     @property
     def leaves(self) -> dict[str, Leaf]:
@@ -66,11 +67,15 @@ class Source:
         )
         return {path: placed[path] if path in placed else fresh[path] for path in found}
 
-    def facts(self) -> dict[str, str]:
-        """Returns where the values come from, for the summary."""
+    def facts(self) -> dict[str, Any]:
+        """Returns where the values come from, and what was changed of their preprocessing."""
+        changed = {"preprocessing_overridden": list(self.overridden)} if self.overridden else {}
         if self.file is None:
-            return {"weights": "none"}
-        return {"weights": str(self.file.path), "weights_sha256": self.file.content_hash}
+            return {"weights": "none"} | changed
+        return {
+            "weights": str(self.file.path),
+            "weights_sha256": self.file.content_hash,
+        } | changed
 
     def describe(self) -> list[str]:
         """Returns lines for the log: what was loaded, dropped and initialised, by name."""
@@ -105,6 +110,7 @@ def source(
     fitting: Fitting = Fitting(),
     dropout: float = -1.0,
     drop_path: float = -1.0,
+    overridden: tuple[str, ...] = (),
 ) -> Source:
     """Decides the head and holds the weights against the model.
 
@@ -122,6 +128,7 @@ def source(
       fitting: how values that depend on the input are made to fit; with `classes` set, `class_names` are
         those of the file's classes that it names, and the head is kept.
       dropout, drop_path: rates in training; below 0: the architecture's own.
+      overridden: what of the weights' preprocessing `meta` changes, for `Source.facts`.
 
     Raises:
       InputError: as `tlx.weights.load.fill`, and where head="keep" does not fit the data.
@@ -143,9 +150,9 @@ def source(
     )
     model.origin = origin or (file.origin if file else None)
     if file is None:
-        return Source(model, None, None, head_init)
+        return Source(model, None, None, head_init, overridden)
     loaded = fill(model, file, missing_ok=missing_ok, new_head=new_head, fitting=fitting)
-    return Source(model, file, loaded, head_init)
+    return Source(model, file, loaded, head_init, overridden)
 
 
 def create_model(
@@ -184,13 +191,11 @@ def create_model(
     Raises:
       InputError, InputFileNotFoundError: see `tlx.weights.load`.
     """
-    if weights is None and "." in name:
-        name, weights = name.split(".", 1)
-    name = models.resolve(name)
+    name, chosen = name_and_weights(name, str(weights or "none"))
     check_choice("head_init", head_init, tuple(HEAD_INITS))
     check_choice("stem", stem, ("", "small"))
     check_choice("stem_init", stem_init, ("crop", "new"))
-    file = open_weights(name, str(weights)) if weights not in (None, "none") else None
+    file = open_weights(name, chosen) if chosen != "none" else None
     new = num_classes is not None and file is not None and num_classes not in (0, file.num_classes)
     found = source(
         name,
@@ -212,6 +217,18 @@ def create_model(
     model = with_values(found.model, found.place(seed))
     model.dtype = dtype
     return model
+
+
+def name_and_weights(name: str, weights: str) -> tuple[str, str]:
+    """Returns the model's name here, and its weights: `resnet50.tv_in1k` names both at once.
+
+    Raises:
+      InputError: there is no such model, or two sets of weights are named.
+    """
+    name, _, tag = name.partition(".")
+    if tag and weights not in ("none", tag):
+        raise InputError(f"two sets of weights: {name}.{tag} and {weights}; name one of them")
+    return models.resolve(name), tag or weights
 
 
 def shaped(

@@ -15,6 +15,7 @@ from tlx import config as config_lib
 from tlx import pretrained
 from tlx.config import Config
 from tlx.data import pipeline
+from tlx.data.class_subset import subset_hint
 from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.base import Model
@@ -26,7 +27,7 @@ from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
-from tlx.training.resume import restore_values, start, stored_facts
+from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import all_values
 from tlx.training.step import make_train_step
 from tlx.tuning.plan import audit, digests, make_plan
@@ -58,8 +59,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             f"see {folder.path}/report.md"
         )
         return summary
-    stored = stored_facts(folder)[0] if folder.has_checkpoints else None
-    setup, lines = prepare(config, stored=stored)
+    stored, origin = stored_model(folder) if folder.has_checkpoints else (None, None)
+    setup, lines = prepare(config, stored=stored, stored_origin=origin)
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.plan, setup.leaves, config.optimizer)
     print(*lines, "", table, "", sep="\n", flush=True)
@@ -84,11 +85,12 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     folder.check(config)
     begun = time.perf_counter()
     trained = folder.has_checkpoints
-    setup, lines = prepare(config, stored=stored_facts(folder)[0] if trained else None)
+    stored, origin = stored_model(folder) if trained else (None, None)
+    setup, lines = prepare(config, stored=stored, stored_origin=origin, training=False)
     print(*lines, sep="\n", flush=True)
     sharding = replicated(setup.mesh)
     if trained:
-        plan = make_plan(setup.leaves, setup.model.stages, config.tune)
+        plan = make_plan(setup.leaves, setup.model.stages, config.tune, setup.model.auxiliary)
         values, position, messages = restore_values(
             folder.path, setup.leaves, plan, config.eval.checkpoint, sharding
         )
@@ -129,9 +131,11 @@ def load(workdir: str | Path) -> Model:
     """
     folder = Workdir(Path(workdir))
     config = folder.read_config()
-    meta, _ = stored_facts(folder)
-    model = pretrained.source(meta.architecture, class_names=meta.class_names, meta=meta).model
-    plan = make_plan(leaves(model), model.stages, config.tune)
+    meta, origin = stored_model(folder)
+    model = pretrained.source(
+        meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
+    ).model
+    plan = make_plan(leaves(model), model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(
         folder.path, leaves(model), plan, config.eval.checkpoint, replicated(make_mesh())
     )
@@ -237,7 +241,9 @@ def _refuse_random_values(setup: Setup) -> None:
     loaded = setup.weights.loaded
     fresh = loaded.fresh if loaded else tuple(setup.leaves)
     if fresh:
+        file = setup.weights.file
+        hint = subset_hint(setup.splits.class_names, file.meta) if file else ""
         raise InputError(
             f"nothing to evaluate: {len(fresh)} values come from no file ({', '.join(fresh[:4])}...); "
-            "set model.weights, and model.head=keep to evaluate the file's own head"
+            f"set model.weights, and model.head=keep to evaluate the file's own head{hint}"
         )

@@ -16,10 +16,11 @@ from jax.sharding import Mesh
 from tlx import pretrained
 from tlx.config import Config, duration, nearest
 from tlx.data import augment, pipeline, preprocess
+from tlx.data.class_subset import in_network_order, resolve_subset
 from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
-from tlx.models import family
+from tlx.models import default_meta
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
 from tlx.tasks import Evaluation, Task, get_task
@@ -29,7 +30,8 @@ from tlx.training.step import EvalStep, make_eval_step
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan, make_plan
 from tlx.tuning.schedule import Schedule, make_schedule
-from tlx.weights.load import open_weights
+from tlx.weights.keymap import Origin
+from tlx.weights.load import Fitting, open_weights
 from tlx.weights.meta import WeightsMeta
 
 
@@ -98,13 +100,21 @@ class Tuning:
     cadence: Cadence
 
 
-def prepare(config: Config, *, stored: WeightsMeta | None = None) -> tuple[Setup, list[str]]:
+def prepare(
+    config: Config,
+    *,
+    stored: WeightsMeta | None = None,
+    stored_origin: Origin | None = None,
+    training: bool = True,
+) -> tuple[Setup, list[str]]:
     """Opens the data and the weights and decides everything that follows from them.
 
     Args:
       config: of the run.
       stored: the meta of a run whose values are in its workdir: no weights file is read then, and the
         data must have that run's classes.
+      stored_origin: likewise what is needed to write its weights under their source's names.
+      training: False: only the held-out split is opened.
 
     Returns:
       The setup, and lines that tell the user what was found.
@@ -115,9 +125,9 @@ def prepare(config: Config, *, stored: WeightsMeta | None = None) -> tuple[Setup
     mesh = make_mesh()
     check_batch_size("train.batch_size", config.train.batch_size, mesh)
     check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
-    module = family(config.model.name)
-    splits = load_splits(config.data, config.seed)
-    names = splits.train.class_names
+    own_name, own_weights = pretrained.name_and_weights(config.model.name, config.model.weights)
+    splits = load_splits(config.data, config.seed, training=training)
+    names = splits.class_names
     task = get_task(config.task)
     metrics = task.metrics(len(names))
     if config.eval.metric not in metrics:
@@ -128,25 +138,43 @@ def prepare(config: Config, *, stored: WeightsMeta | None = None) -> tuple[Setup
     lines = [f"data: {config.data.source} {config.data.root}".rstrip() + f": {_counts(splits)}"]
     lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
     if stored is not None:
+        splits = in_network_order(splits, stored)
+        names = splits.class_names
         _check_classes(stored, names)
-        weights = pretrained.source(stored.architecture, class_names=names, meta=stored)
-    else:
-        own_name = config.model.name
-        file = (
-            None if config.model.weights == "none" else open_weights(own_name, config.model.weights)
+        weights = pretrained.source(
+            stored.architecture,
+            class_names=names,
+            meta=stored,
+            origin=stored_origin,
+            dropout=config.model.dropout,
+            drop_path=config.model.drop_path,
         )
-        own = file.meta if file else module.default_meta(own_name)
-        resolved = preprocess.resolve(own.preprocess, config.data)
+    else:
+        file = None if own_weights == "none" else open_weights(own_name, own_weights)
+        own = file.meta if file else default_meta(own_name)
+        classes = resolve_subset(config.data.class_subset, names, own)
+        if not classes:
+            splits = in_network_order(splits, own)
+            names = splits.class_names
+        shaped = pretrained.shaped(
+            own, in_channels=config.model.in_channels, stem=config.model.stem
+        )
+        resolved = preprocess.resolve(shaped.preprocess, config.data)
+        changes = preprocess.overrides(own.preprocess, resolved)
         weights = pretrained.source(
             own_name,
             file=file,
             class_names=names,
             head=config.model.head,
+            head_init=config.model.head_init,
             missing_ok=config.model.missing_ok,
-            meta=dataclasses.replace(own, preprocess=resolved),
+            meta=dataclasses.replace(shaped, preprocess=resolved),
+            fitting=Fitting(config.model.stem_init, classes),
+            dropout=config.model.dropout,
+            drop_path=config.model.drop_path,
+            overridden=tuple(changes),
         )
         lines += weights.describe()
-        changes = preprocess.overrides(own.preprocess, resolved)
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
     return Setup(config, task, splits, weights, augmentation, mesh, _dtype(config)), lines
@@ -159,7 +187,8 @@ def prepare_tuning(setup: Setup) -> Tuning:
       InputError: a rule, stage, option or duration that does not fit; nothing to do.
     """
     config = setup.config
-    plan = make_plan(setup.leaves, setup.model.stages, config.tune)
+    plan = make_plan(setup.leaves, setup.model.stages, config.tune, setup.model.auxiliary)
+    assert setup.splits.train is not None  # `prepare` was told that this is training
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
@@ -195,7 +224,7 @@ def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:
 
 def _counts(splits: Splits) -> str:
     counts = ", ".join(f"{name} {len(examples)}" for name, examples in splits.given().items())
-    return f"{counts}; {len(splits.train.class_names)} classes"
+    return f"{counts}; {len(splits.class_names)} classes"
 
 
 def _dtype(config: Config) -> str:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from tlx.data import pipeline
+from tlx.data.image import displayable
 from tlx.evaluation.report import Mistake, Report, write_report
 from tlx.setup import Setup
 from tlx.tasks.classification import Evaluation
@@ -65,7 +66,7 @@ def make_report(
     worst = found.worst(WORST_KEPT)
     mistakes = [
         Mistake(
-            image=image,
+            image=displayable(image),
             name=split.examples.name(int(index)),
             target=names[found.targets[index]],
             predicted=names[found.outcomes["prediction"][index]],

@@ -12,9 +12,9 @@ from tlx.data.npz import ArrayExamples
 from tlx.data.source import Splits
 
 
-def load(config: DataConfig, name: str) -> Splits:
+def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     """Returns all digits as the training split, grey 0..16 scaled to 0..255; needs no network."""
-    del config, name
+    del config, name, training
     from sklearn.datasets import load_digits
 
     digits = load_digits()

@@ -2,6 +2,7 @@
 
 `DIR/{train,val,test}/CLASS/*` or `DIR/CLASS/*`. Without a `test` folder, `val` is the held-out test
 (it is the only data that training did not see), and selection uses `val_fraction` of training.
+Evaluation reads the held-out folder only, and needs no other.
 """
 
 from __future__ import annotations
@@ -65,13 +66,13 @@ class FolderExamples:
         return digest((names, numbers))
 
 
-def load(config: DataConfig, name: str) -> Splits:
+def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     """Lists the pictures below `config.root`; reads names and sizes, decodes nothing.
 
     Class names are the sorted folder names. Folders inside a class are read too, links are
     followed. Files that are no pictures, hidden files, and anything beside the class folders are
     passed over and counted in the notes; a file without a picture's suffix counts as one if its
-    content begins as one.
+    content begins as one. With `training` False only the held-out folder is read, where there is one.
 
     Raises:
       InputError: no class or one class, an empty class folder, class folders that differ between
@@ -96,10 +97,17 @@ def load(config: DataConfig, name: str) -> Splits:
     if not splits:
         examples, notes = _read_split(root)
         return Splits(train=examples, notes=tuple(notes))
+    beside = [f.name for f in folders if f not in splits.values()] + loose
+    held_out = splits.get("test") or splits.get("val")
+    if held_out and not training:
+        examples, notes = _read_split(held_out)
+        return Splits(None, test=examples, notes=(f"evaluated: {held_out}", *notes))
     if "train" not in splits:
         there = ", ".join(folder.name for folder in folders)
-        raise InputError(f"{root}: no folder 'train' beside {there}; expected {EXPECTED}")
-    beside = [f.name for f in folders if f not in splits.values()] + loose
+        raise InputError(
+            f"{root}: no folder 'train' beside {there}; expected {EXPECTED} (--mode=evaluate needs "
+            "no 'train')"
+        )
     return _given_splits(splits, _beside_note(root, beside))
 
 

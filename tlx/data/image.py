@@ -99,6 +99,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return rgb
 
 
+def displayable(pixels: np.ndarray) -> np.ndarray:
+    """Returns uint8 [H, W, C] of any C as [H, W, 3]: grey repeated, of other numbers the first three."""
+    channels = pixels.shape[-1]
+    return pixels[..., np.minimum(np.arange(3), channels - 1)] if channels != 3 else pixels
+
+
 def sniff(head: bytes) -> str:
     """Returns the picture format whose signature a file's first 16 bytes bear, or "".
 

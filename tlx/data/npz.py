@@ -17,12 +17,13 @@ from tlx.data.source import Splits
 from tlx.data.split import digest
 from tlx.errors import InputError, InputFileNotFoundError
 
-_EXPECTED = "train_images [N,H,W] or [N,H,W,1|3] uint8 and train_labels [N] of integers"
+_EXPECTED = "train_images [N,H,W] or [N,H,W,C] uint8 and train_labels [N] of integers"
+_SPLITS = ("train", "val", "test")
 
 
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """Pictures held as one uint8 array [N, H, W] or [N, H, W, 1 or 3]; itself an `Examples`."""
+    """Pictures held as one uint8 array [N, H, W] or [N, H, W, C]; itself an `Examples`."""
 
     images: np.ndarray
     labels: np.ndarray  # int32 [N]
@@ -32,10 +33,12 @@ class ArrayExamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image | np.ndarray:
         pixels = self.images[index]
         if pixels.ndim == 3 and pixels.shape[-1] == 1:
             pixels = pixels[..., 0]
+        if pixels.ndim == 3 and pixels.shape[-1] != 3:
+            return pixels
         return Image.fromarray(pixels).convert("RGB")
 
     def name(self, index: int) -> str:
@@ -48,13 +51,14 @@ class ArrayExamples:
         return digest((shape, pixels.tobytes(), self.labels.astype("<i4").tobytes()))
 
 
-def load(config: DataConfig, name: str) -> Splits:
+def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     """Reads `config.root`, a file that `np.savez` wrote.
 
-    Arrays: `train_images` uint8 [N, H, W] or [N, H, W, 1 or 3], `train_labels` integers [N] or [N,
-    1],
+    Arrays: `train_images` uint8 [N, H, W] or [N, H, W, C], `train_labels` integers [N] or [N, 1],
     optionally the same as `val_*` and `test_*`, and `class_names` [classes]. Without names the
-    classes are 0 .. largest label. Pickled objects are never loaded.
+    classes are 0 .. largest label. One channel is grey, three are red, green and blue; others are
+    taken as they are by a network with as many. Evaluation (`training` False) needs no `train_*`
+    where there are others. Pickled objects are never loaded.
 
     Raises:
       InputError: a missing array, a wrong dtype or shape, lengths that differ, labels out of range.
@@ -68,23 +72,22 @@ def load(config: DataConfig, name: str) -> Splits:
             f"{_EXPECTED}"
         )
     arrays = _read(path)
-    labels = {
-        split: _labels(path, arrays, split)
-        for split in ("train", "val", "test")
-        if split == "train" or f"{split}_images" in arrays or f"{split}_labels" in arrays
-    }
+    there = [s for s in _SPLITS if f"{s}_images" in arrays or f"{s}_labels" in arrays]
+    if "train" not in there and (training or not there):
+        there.insert(0, "train")
+    labels = {split: _labels(path, arrays, split) for split in there}
     names = _class_names(path, arrays, labels)
     parts = {}
     for split, values in labels.items():
+        if split != "test" and "test" in labels and not training:
+            continue
         _check_range(path, f"{split}_labels", values, names)
         images = _images(path, arrays, split, len(values))
         parts[split] = ArrayExamples(images, values.astype(np.int32), names, split)
-    known = {
-        f"{split}_{part}" for split in ("train", "val", "test") for part in ("images", "labels")
-    }
+    known = {f"{split}_{part}" for split in _SPLITS for part in ("images", "labels")}
     unused = sorted(set(arrays) - known - {"class_names"})
     notes = (f"{path.name}: arrays not used: {', '.join(unused)}",) if unused else ()
-    return Splits(parts["train"], parts.get("val"), parts.get("test"), notes)
+    return Splits(parts.get("train"), parts.get("val"), parts.get("test"), notes)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
@@ -133,12 +136,10 @@ def _labels(path: Path, arrays: Mapping[str, np.ndarray], split: str) -> np.ndar
 
 def _images(path: Path, arrays: Mapping[str, np.ndarray], split: str, count: int) -> np.ndarray:
     images = _array(path, arrays, f"{split}_images")
-    shaped = images.ndim == 3 or (images.ndim == 4 and images.shape[-1] in (1, 3))
-    if images.dtype != np.uint8 or not shaped or 0 in images.shape[1:]:
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or 0 in images.shape[1:]:
         raise InputError(
             f"{path}: {split}_images is {images.dtype} {list(images.shape)}, expected uint8 (0 to "
-            "255) "
-            "[N,H,W] or [N,H,W,1|3]"
+            "255) [N,H,W] or [N,H,W,C]"
         )
     if len(images) != count:
         raise InputError(f"{path}: {len(images)} {split}_images but {count} {split}_labels")

@@ -21,6 +21,7 @@ from tlx.config import DataConfig
 from tlx.data.order import indices
 from tlx.data.preprocess import canvas
 from tlx.data.source import Examples
+from tlx.errors import InputError
 from tlx.weights.meta import ImagePreprocess
 
 Batch = dict[str, np.ndarray]
@@ -33,21 +34,25 @@ class Split:
     examples: Examples
     preprocess: ImagePreprocess
     size: int  # pixels, side of the canvas
-    in_memory: np.ndarray | None  # uint8 [N, S, S, 3], or None: decoded as needed
+    in_memory: np.ndarray | None  # uint8 [N, S, S, C], or None: decoded as needed
     workers: int = 0
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def rows(self, index: np.ndarray) -> np.ndarray:
-        """Maps int [B] to uint8 [B, S, S, 3]."""
+        """Maps int [B] to uint8 [B, S, S, C]."""
         if self.in_memory is not None:
             return self.in_memory[index]
         return np.stack([self.row(int(i)) for i in index])
 
     def row(self, index: int) -> np.ndarray:
-        """Decodes one example: uint8 [S, S, 3]."""
-        return canvas(self.examples.image(index), self.preprocess, size=self.size)
+        """Decodes one example: uint8 [S, S, C]. Raises InputError, naming it, where it cannot."""
+        picture = self.examples.image(index)
+        try:
+            return canvas(picture, self.preprocess, size=self.size)
+        except InputError as error:
+            raise InputError(f"{self.examples.name(index)}: {error}") from error
 
     @property
     def fingerprint(self) -> str:
@@ -65,14 +70,21 @@ def make_splits(
       wanted: name -> the examples and the side of their canvas in pixels.
       preprocess: how pictures are resized and cut.
       config: `storage` auto keeps the splits in memory if all of them together are within `memory_gb`.
+
+    Raises:
+      InputError: a broken picture among those decoded here, or channels that the network does not take.
     """
-    total = sum(len(examples) * size * size * 3 for examples, size in wanted.values())
+    total = sum(len(e) * size * size * preprocess.channels for e, size in wanted.values())
     fits = config.storage == "auto" and total <= config.memory_gb * 2**30
     splits = {
         name: Split(examples, preprocess, size, None, config.workers)
         for name, (examples, size) in wanted.items()
     }
     if config.storage != "memory" and not fits:
+        for split in splits.values():
+            split.row(
+                0
+            )  # pictures that the network cannot take are found before anything is written
         return splits
     return {
         name: dataclasses.replace(split, in_memory=_decode_all(split))
@@ -133,7 +145,7 @@ def _batch(split: Split, index: np.ndarray, rows: np.ndarray, batch_size: int) -
 
 
 def _decode_all(split: Split) -> np.ndarray:
-    rows = np.empty((len(split), split.size, split.size, 3), np.uint8)
+    rows = np.empty((len(split), split.size, split.size, split.preprocess.channels), np.uint8)
 
     def decode(index: int) -> None:
         rows[index] = split.row(index)

@@ -1,7 +1,8 @@
 """Where examples come from: one random-access interface, and the splits a run uses.
 
 Which split is what: `train` is fitted; `val` is what selection (best checkpoint, patience) may look
-at; `test` is held out and only reported. Nothing is ever selected on `test`.
+at; `test` is held out and only reported. Nothing is ever selected on `test`. Evaluation needs the
+held-out split only.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -42,8 +43,11 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
-    def image(self, index: int) -> Image.Image:
-        """Returns the picture as RGB, upright; InputError, naming it, where it is broken."""
+    def image(self, index: int) -> Image.Image | np.ndarray:
+        """Returns the picture as RGB, upright; InputError, naming it, where it is broken.
+
+        What has neither one nor three channels comes as uint8 [H, W, C].
+        """
         ...
 
     def name(self, index: int) -> str:
@@ -53,9 +57,9 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Splits:
-    """The examples a run uses; `val` and `test` are None where there are none."""
+    """The examples a run uses; a split is None where there is none, `train` only in evaluation."""
 
-    train: Examples
+    train: Examples | None
     val: Examples | None = None
     test: Examples | None = None
     notes: tuple[
@@ -68,14 +72,29 @@ class Splits:
         named = {"train": self.train, "val": self.val, "test": self.test}
         return {name: examples for name, examples in named.items() if examples is not None}
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes' names, the same in all splits."""
+        return next(iter(self.given().values())).class_names
 
-def load_splits(config: DataConfig, seed: int) -> Splits:
+    def held_out(self) -> Splits:
+        """Returns only the split that results are reported on: test, else validation."""
+        return dataclasses.replace(self, train=None, val=None if self.test else self.val)
+
+
+def load_splits(config: DataConfig, seed: int, *, training: bool = True) -> Splits:
     """Opens `config.source` and arranges its examples as training, validation and test.
 
     A split that the source has is used. A missing test split is carved from training with
     `test_fraction`, a missing validation split with `val_fraction`, both stratified by class and
     drawn with the seed. `labels_per_class` is the whole budget of labels: it is applied before
     `val_fraction`; for the source `digits` everything it does not keep is test.
+
+    Args:
+      config: which data.
+      seed: of the run.
+      training: False: only the held-out split is returned; the others are neither needed nor read
+        where the source itself has that one.
 
     Raises:
       InputError: unknown source, broken or inconsistent data, labels out of range, a split left
@@ -91,18 +110,20 @@ def load_splits(config: DataConfig, seed: int) -> Splits:
         )
     if kind != "tfds":
         _refuse_tfds_fields(config, name)
-    splits = sources[kind](config, name)
+    splits = sources[kind](config, name, training)
+    if not training and (splits.test is not None or splits.train is None):
+        splits = splits.held_out()
     _check_labels(splits)
     if config.on_bad_image == "skip":
         splits = _without_broken(splits)
-    splits = _arrange(splits, config, seed, rest_is_test=kind == "digits")
+    splits = _arrange(splits, config, seed, training, rest_is_test=kind == "digits")
     for split, examples in splits.given().items():
         if not len(examples):
             raise InputError(f"data source {config.source}: the {split} split has no examples")
     return splits
 
 
-def _sources() -> dict[str, Callable[[DataConfig, str], Splits]]:
+def _sources() -> dict[str, Callable[[DataConfig, str, bool], Splits]]:
     # Imported here, because each of these modules needs Splits.
     from tlx.data import digits, folder, npz, tfds
 
@@ -129,14 +150,14 @@ def _refuse_tfds_fields(config: DataConfig, name: str) -> None:
 
 
 def _check_labels(splits: Splits) -> None:
-    names = splits.train.class_names
+    names = splits.class_names
     if len(names) < 2:
         raise InputError(
             f"the data has {len(names)} class(es) {list(names)}; at least 2 are needed"
         )
     for split, examples in splits.given().items():
         if examples.class_names != names:
-            raise InputError(f"the {split} split's class names differ from the training split's")
+            raise InputError(f"the {split} split's class names differ from the other splits'")
         wrong = np.flatnonzero((examples.labels < 0) | (examples.labels >= len(names)))
         if len(wrong):
             raise InputError(
@@ -147,8 +168,12 @@ def _check_labels(splits: Splits) -> None:
             )
 
 
-def _arrange(splits: Splits, config: DataConfig, seed: int, *, rest_is_test: bool) -> Splits:
+def _arrange(
+    splits: Splits, config: DataConfig, seed: int, training: bool, *, rest_is_test: bool
+) -> Splits:
     train, val, test = splits.train, splits.val, splits.test
+    if train is None:
+        return splits
     notes = list(splits.notes)
     few = config.labels_per_class
     if few and rest_is_test:
@@ -156,6 +181,14 @@ def _arrange(splits: Splits, config: DataConfig, seed: int, *, rest_is_test: boo
         if config.test_fraction:
             notes.append("data.test_fraction is not used: labels_per_class leaves the rest as test")
         train, test = Subset(train, kept), Subset(train, rest)
+    elif test is None and config.test_fraction == 1:
+        if training:
+            raise InputError(
+                "data.test_fraction=1 holds out all examples, which leaves none to train on "
+                "(--mode=evaluate evaluates)"
+            )
+        notes.append(f"all {len(train)} examples are evaluated (data.test_fraction=1)")
+        return dataclasses.replace(splits, train=None, val=None, test=train, notes=tuple(notes))
     elif test is None:
         fraction = config.test_fraction or DEFAULT_TEST_FRACTION
         train, test = _carve(train, fraction, seed, "test")
@@ -176,7 +209,8 @@ def _arrange(splits: Splits, config: DataConfig, seed: int, *, rest_is_test: boo
     if missing:
         shown = ", ".join(repr(train.class_names[label]) for label in missing[:10])
         notes.append(f"{len(missing)} class(es) have no training example: {shown}")
-    return dataclasses.replace(splits, train=train, val=val, test=test, notes=tuple(notes))
+    arranged = dataclasses.replace(splits, train=train, val=val, test=test, notes=tuple(notes))
+    return arranged if training else arranged.held_out()
 
 
 def _carve(examples: Examples, fraction: float, seed: int, purpose: str) -> tuple[Subset, Subset]:
@@ -193,7 +227,7 @@ def _carve(examples: Examples, fraction: float, seed: int, purpose: str) -> tupl
 
 def _without_broken(splits: Splits) -> Splits:
     skipped: list[str] = []
-    good: dict[str, Examples] = {}
+    good: dict[str, Any] = {}
     for split, examples in splits.given().items():
         reasons = broken_images(examples)
         skipped += reasons.values()
@@ -205,7 +239,7 @@ def _without_broken(splits: Splits) -> Splits:
                 f"broken, the first: {next(iter(reasons.values()))}"
             )
         good[split] = Subset(examples, keep) if reasons else examples
-    return Splits(good["train"], good.get("val"), good.get("test"), splits.notes, tuple(skipped))
+    return dataclasses.replace(splits, **good, skipped=tuple(skipped))
 
 
 def broken_images(examples: Examples) -> dict[int, str]:

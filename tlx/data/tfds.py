@@ -102,12 +102,14 @@ class _Reader:
         self.parse_image = _parser(self.features, "image")
 
 
-def load(config: DataConfig, name: str) -> Splits:
+def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     """Opens a prepared data set, or prepares it where that is possible.
 
     Looked for in `config.root`, else in the environment variable TFDS_DATA_DIR, else in tfds's own
     default folder. `train_split`, `val_split` and `test_split` are tfds split expressions;
-    `test_split` may be "" where `test_fraction` is to be held out instead.
+    `test_split` may be "" where `test_fraction` is to be held out instead. Where the data set has
+    no test split, or one without labels (as imagenet2012), its validation split is the held-out
+    test. Evaluation (`training` False) opens the held-out split only, where there is one.
 
     Raises:
       InputError: not a data set's name, no `image` and `label` features, another file format than
@@ -120,15 +122,10 @@ def load(config: DataConfig, name: str) -> Splits:
         directory = prepare(wanted)
     builder = open_builder(directory)
     _check_features(builder, wanted)
-    expressions = {
-        "train": config.train_split,
-        "val": config.val_split,
-        "test": config.test_split,
-    }
-    if config.test_fraction and "test" not in builder.info.splits and config.test_split == "test":
-        expressions["test"] = ""  # its default, not the user's wish
-    expressions = {split: text for split, text in expressions.items() if text}
-    if "train" not in expressions:
+    expressions, notes = _expressions(config, builder, directory)
+    if not training and "test" in expressions:
+        expressions = {"test": expressions["test"]}
+    elif "train" not in expressions and (training or "val" not in expressions):
         raise InputError("config.data.train_split is empty; the usual split is 'train'")
     for split, text in expressions.items():
         _check_split(builder, wanted, f"{split}_split", text)
@@ -137,8 +134,38 @@ def load(config: DataConfig, name: str) -> Splits:
         split: TfdsExamples(directory, text, f"{wanted.name}/{text}")
         for split, text in expressions.items()
     }
-    notes = (f"{wanted}: {builder.info.full_name} in {directory}",)
-    return Splits(parts["train"], parts.get("val"), parts.get("test"), notes)
+    notes = (f"{wanted}: {builder.info.full_name} in {directory}", *notes)
+    return Splits(parts.get("train"), parts.get("val"), parts.get("test"), notes)
+
+
+def _expressions(
+    config: DataConfig, builder: Any, directory: Path
+) -> tuple[dict[str, str], tuple[str, ...]]:
+    """Returns the split expression of each split that is wanted, and what the user should know."""
+    given = {"train": config.train_split, "val": config.val_split, "test": config.test_split}
+    there = builder.info.splits
+    notes: tuple[str, ...] = ()
+    if config.test_split == DataConfig().test_split:  # its default, not the user's wish
+        labelled = "test" in there and _is_labelled(directory)
+        if not labelled and "validation" in there and not config.val_split:
+            given["test"] = "validation"
+            why = "has no labels" if "test" in there else "does not exist"
+            notes = (
+                f"the split 'test' {why}: 'validation' is the held-out test, nothing is selected "
+                "on it (selection uses data.val_fraction of training)",
+            )
+        elif "test" not in there and config.test_fraction:
+            given["test"] = ""
+    return {split: text for split, text in given.items() if text}, notes
+
+
+def _is_labelled(directory: Path) -> bool:
+    """Whether the test split's first example has a label (tfds writes -1 where it was withheld)."""
+    try:
+        reader = _Reader(directory, "test")
+        return _parser(reader.features, "label")(reader.records[0]) >= 0
+    except Exception:  # noqa: BLE001 - damage is named when the split is read
+        return True
 
 
 def open_builder(directory: Path) -> Any:

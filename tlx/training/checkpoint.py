@@ -32,6 +32,7 @@ from tlx.files import write_json_atomic
 from tlx.models.leaves import Values
 from tlx.training.state import TrainState
 from tlx.weights.files import content_hash, read_weights, write_safetensors
+from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
 
 _ORBAX_LOG = logging.getLogger("absl")
@@ -241,14 +242,28 @@ class Checkpoints:
 _DAMAGE = (ValueError, KeyError, TypeError, FileNotFoundError)
 
 
-def save_base(workdir: Path, frozen: Values, meta: WeightsMeta, facts: Mapping[str, Any]) -> str:
-    """Writes the frozen values, the weights' meta and other facts to `workdir/base/` once; returns the values' hash."""
+def save_base(
+    workdir: Path,
+    frozen: Values,
+    meta: WeightsMeta,
+    facts: Mapping[str, Any],
+    origin: Origin | None = None,
+) -> str:
+    """Writes the frozen values, the weights' meta, their origin and other facts to `workdir/base/` once.
+
+    Returns the hash of the values.
+    """
     arrays = {path: np.asarray(value) for path, value in frozen.items()}
     digest = content_hash(arrays)
     folder = workdir / "base"
     folder.mkdir(parents=True, exist_ok=True)
     if arrays:
         write_safetensors(arrays, folder / "frozen.safetensors", {})
+    if origin is not None:
+        stored_origin = {"table": origin.table, "dtypes": dict(origin.dtypes)}
+        facts = {**facts, "origin": stored_origin}
+        if origin.carried:
+            write_safetensors(origin.carried, folder / "carried.safetensors", {})
     stored = {"frozen_sha256": digest, "weights_meta": meta.to_json(), **facts}
     write_json_atomic(folder / "base.json", stored)
     return digest
@@ -274,6 +289,16 @@ def load_base(
             f"sha256 {expected[:16]}, found {found[:16]}"
         )
     return {path: jax.device_put(np.asarray(arrays[path], order="C"), sharding) for path in frozen}
+
+
+def load_origin(workdir: Path) -> Origin | None:
+    """Reads the origin that `save_base` wrote; None where the weights came from no file."""
+    folder = workdir / "base"
+    stored = json.loads((folder / "base.json").read_text()).get("origin")
+    if stored is None:
+        return None
+    path = folder / "carried.safetensors"
+    return Origin.of(stored["table"], stored["dtypes"], read_weights(path) if path.exists() else {})
 
 
 def _parts(state: TrainState) -> tuple[Values, Values]:

@@ -14,9 +14,10 @@ from jax.sharding import NamedSharding
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
-from tlx.training.checkpoint import Checkpoints, Position, load_base, save_base
+from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
 from tlx.training.state import TrainState, create_state
 from tlx.tuning.plan import TuningPlan
+from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
 from tlx.workdir import Workdir
 
@@ -52,7 +53,7 @@ def start(
         frozen = load_base(workdir, plan.frozen, position.base, sharding)
         return state, frozen, position, [f"{text}: using the one before it" for text in messages]
     state, frozen = create_state(weights.place(seed, sharding), plan, optimizer, sharding)
-    digest = save_base(workdir, frozen, weights.model.meta, weights.facts())
+    digest = save_base(workdir, frozen, weights.model.meta, weights.facts(), weights.model.origin)
     return state, frozen, Position(fingerprint=fingerprint, base=digest), []
 
 
@@ -78,6 +79,15 @@ def restore_values(
         raise InputError(f"{workdir} was trained without validation, there is no best checkpoint")
     frozen = load_base(workdir, plan.frozen, position.base, sharding)
     return {**frozen, **values}, position, messages
+
+
+def stored_model(folder: Workdir) -> tuple[WeightsMeta, Origin | None]:
+    """Returns the meta of the model in a workdir, and what its weights file had besides its values.
+
+    Raises:
+      InputFileNotFoundError: training has not begun there.
+    """
+    return stored_facts(folder)[0], load_origin(folder.path)
 
 
 def stored_facts(folder: Workdir) -> tuple[WeightsMeta, dict[str, Any]]:
