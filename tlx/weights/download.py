@@ -152,7 +152,7 @@ def _transfer(file: io.FileIO, url: str, path: Path, sha256: str, timeout: float
         if headers and response.status in (206, 416) and not _continues(response, have, known):
             file.truncate(0)
             return _transfer(file, url, path, sha256, timeout)
-        if response.status != (206 if headers else 200):
+        if not headers or response.status != 206:
             if response.status != 200:
                 raise TransferError(f"the server answers {response.status} {response.reason}")
             have = 0

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 
 import huggingface_hub
 from huggingface_hub import constants, errors
+from huggingface_hub.utils import validate_repo_id
 
 from tlx.errors import InputError
 from tlx.weights.cache import (
@@ -51,14 +52,17 @@ class _Wanted:
         )
         return Path(found) if isinstance(found, str) else None
 
-    def good_copy(self, revision: str) -> Path | None:
-        """Returns the file of that revision from our cache, else from the one that the environment names."""
+    def good_copy(self, revision: str, etag: str = "") -> Path | None:
+        """Returns the file of that revision from our cache, else from the one that the environment names.
+
+        `etag` is what the hub says of it, where it was asked.
+        """
         folders = [self.folder]
         if any(os.environ.get(name) for name in _HUB_CACHE_VARIABLES):
             folders.append(Path(constants.HF_HUB_CACHE))
         for folder in folders:
             path = self.copy(revision, folder)
-            if path and not _is_damaged(path) and sha256_of(path).startswith(self.sha256):
+            if path and not _is_damaged(path, etag) and sha256_of(path).startswith(self.sha256):
                 return path
         return None
 
@@ -103,7 +107,7 @@ def fetch_from_hub(
       InputFileNotFoundError: it is not here and cannot be downloaded.
       InputError: the checksum is wrong, or the cache cannot be written to.
     """
-    _check_names(repository, filename)
+    _check_names(repository, filename, revision)
     check_digits(sha256)
     root = cache or cache_dir()
     by_hand = root / repository.replace("/", "--") / filename
@@ -126,7 +130,7 @@ def fetch_from_hub(
         commit = wanted.commit(here)
         say(f"cannot ask {origin} for {revision} ({error}): taking {here}")
         return here, commit
-    if found := wanted.good_copy(answer.commit):
+    if found := wanted.good_copy(answer.commit, answer.etag):
         return found, answer.commit
     try:
         path = _download(wanted, revision, answer, timeout)
@@ -140,15 +144,21 @@ def fetch_from_hub(
     return path, wanted.commit(path)
 
 
-def _check_names(repository: str, filename: str) -> None:
-    name = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
-    if not re.fullmatch(f"{name}/{name}", repository):
+def _check_names(repository: str, filename: str, revision: str) -> None:
+    try:
+        validate_repo_id(repository)
+        valid = "/" in repository
+    except errors.HFValidationError:
+        valid = False
+    if not valid:
         raise InputError(f"{repository!r} is no hub repository: expected OWNER/NAME")
     parts = PurePosixPath(filename).parts
-    if not parts or ".." in parts or filename.startswith("/") or "\\" in filename:
+    if not parts or ".." in parts or re.search(r"^/|\\|(^|/)[A-Za-z]:", filename):
         raise InputError(
             f"{filename!r} is no path of a file inside the hub repository {repository}"
         )
+    if revision.startswith("/") or ".." in revision:  # the library makes it a path
+        raise InputError(f"{revision!r} is no revision: expected a commit, branch or tag")
 
 
 def _offline() -> str:
@@ -173,8 +183,8 @@ def _ask(wanted: _Wanted, revision: str, timeout: float) -> _Answer:
     def ask() -> None:
         try:
             answers.put(huggingface_hub.get_hf_file_metadata(url, timeout=timeout))
-        except (OSError, errors.HTTPError, ValueError) as error:
-            answers.put(error)
+        except (OSError, errors.HTTPError, ValueError, ImportError) as error:
+            answers.put(error)  # ImportError: a SOCKS proxy needs a package more
 
     threading.Thread(target=ask, daemon=True).start()
     try:
@@ -201,7 +211,7 @@ def _download(wanted: _Wanted, revision: str, answer: _Answer, timeout: float) -
         if held.name == str(lock):  # else others may be at work
             _remove_leftovers(wanted)
         old = wanted.copy(answer.commit, wanted.folder)
-        if old and _is_damaged(old):
+        if old and _is_damaged(old, answer.etag):
             _remove(old, wanted.folder)
         try:
             return _hub_download(wanted, revision, timeout)
@@ -265,10 +275,10 @@ def _linked_etag(path: Path) -> str:
     return path.readlink().name if path.is_symlink() else ""
 
 
-def _is_damaged(path: Path) -> bool:
+def _is_damaged(path: Path, etag: str) -> bool:
     if path.stat().st_size == 0:
         return True
-    etag = _linked_etag(path)
+    etag = _linked_etag(path) or etag
     return bool(_SHA256.fullmatch(etag)) and sha256_of(path) != etag
 
 
