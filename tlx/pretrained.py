@@ -19,7 +19,15 @@ from tlx.models.layers import Initializer, uniform_fan_in, zeros
 from tlx.models.leaves import Leaf, Values, initial_values, leaves, values, with_values
 from tlx.weights.files import write_safetensors
 from tlx.weights.keymap import Origin
-from tlx.weights.load import Fitting, Loaded, WeightsFile, fill, listing, open_weights
+from tlx.weights.load import (
+    AS_IN_FILE,
+    Fitting,
+    Loaded,
+    WeightsFile,
+    fill,
+    listing,
+    open_weights,
+)
 from tlx.weights.meta import WeightsMeta
 
 
@@ -72,10 +80,18 @@ class Source:
         changed = {"preprocessing_overridden": list(self.overridden)} if self.overridden else {}
         if self.file is None:
             return {"weights": "none"} | changed
+        meta = self.file.meta
+        published = {
+            "weights_tag": f"{meta.architecture}.{meta.tag}" if meta.tag else "",
+            "weights_revision": meta.revision,
+            "weights_top1": meta.top1,  # of ImageNet-1k, in percent, as its authors measured it
+        }
         return {
             "weights": str(self.file.path),
             "weights_sha256": self.file.content_hash,
-        } | changed
+            **{name: fact for name, fact in published.items() if fact},
+            **changed,
+        }
 
     def describe(self) -> list[str]:
         """Returns lines for the log: what was loaded, dropped and initialised, by name."""
@@ -107,7 +123,7 @@ def source(
     missing_ok: Sequence[str] = (),
     meta: WeightsMeta | None = None,
     origin: Origin | None = None,
-    fitting: Fitting = Fitting(),
+    fitting: Fitting = AS_IN_FILE,
     dropout: float = -1.0,
     drop_path: float = -1.0,
     overridden: tuple[str, ...] = (),
@@ -282,7 +298,9 @@ def check_choice(what: str, given: str, choices: Sequence[str]) -> None:
     """Raises InputError where `given` is none of the choices."""
     if given not in choices:
         expected = ", ".join(map(repr, choices))
-        raise InputError(f"{what} is {given!r}{nearest(given, choices)}: expected one of {expected}")
+        raise InputError(
+            f"{what} is {given!r}{nearest(given, choices)}: expected one of {expected}"
+        )
 
 
 def parameter_count(model: Model) -> int:

@@ -22,7 +22,7 @@ FROZEN = ("conv1", "bn1", "layer1", "layer2", "layer3")
 def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     import torch
 
-    from tests.models.reference import torch_model
+    from tests.models.reference import torchvision_model
 
     fields = {
         "data.root": str(shared / "data" / "hymenoptera"),
@@ -51,7 +51,7 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     )
 
     (table,) = family("resnet18").key_tables("resnet18")
-    original = torch_model("resnet18")
+    original = torchvision_model("resnet18")
     original.fc = torch.nn.Linear(512, 2)
     arrays = table.to_source({path: np.asarray(value) for path, value in values.items()})
     original.load_state_dict(
@@ -83,7 +83,8 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     assert digests(after, tuning.plan.frozen) == before
     state_dict = original.state_dict()
     trained = table.to_source(
-        {p: np.asarray(after[p]) for p in (*tuning.plan.trainable, *tuning.plan.statistics)}
+        {p: np.asarray(after[p]) for p in (*tuning.plan.trainable, *tuning.plan.statistics)},
+        carried={},
     )
     for name, value in trained.items():
         expected, start = state_dict[name].numpy(), arrays[name]

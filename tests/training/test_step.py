@@ -158,14 +158,14 @@ def test_statistics_are_no_parameters():
 def test_three_full_steps_equal_pytorchs():
     import torch
 
-    from tests.models.reference import torch_model
+    from tests.models.originals.resnet import cifar_resnet
     from tlx.data.preprocess import normalize
     from tlx.models import family
 
     it = Fixture(train__batch_size=16, optimizer__lr=0.01, optimizer__weight_decay=1e-3, train__label_smoothing=0.1,
                  optimizer__decay_on="all", optimizer__schedule="cosine")  # fmt: skip
     (table,) = family("resnet20_cifar").key_tables("resnet20_cifar")
-    original = torch_model("resnet20_cifar").train()
+    original = cifar_resnet(20).train()
     arrays = table.to_source({path: np.asarray(value) for path, value in it.values.items()})
     original.load_state_dict(
         {k: torch.tensor(np.ascontiguousarray(v)) for k, v in arrays.items()}, strict=False
@@ -190,7 +190,7 @@ def test_three_full_steps_equal_pytorchs():
     ours = [float(metrics["loss"]) for metrics in it.train(3)]
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     trained = table.to_source(
-        {k: np.asarray(v) for k, v in all_values(it.state, it.frozen).items()}
+        {k: np.asarray(v) for k, v in all_values(it.state, it.frozen).items()}, carried={}
     )
     expected = original.state_dict()
     for name, value in trained.items():

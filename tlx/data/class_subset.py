@@ -12,7 +12,7 @@ import dataclasses
 import functools
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def in_network_order(splits: Splits, meta: WeightsMeta) -> Splits:
         return splits
     position = {synset: index for index, synset in enumerate(synsets)}
     order = np.array([position[name] for name in names], np.int32)
-    renamed = {
+    renamed: dict[str, Any] = {
         split: Renamed(examples, order, meta.class_names)
         for split, examples in splits.given().items()
     }

@@ -37,7 +37,7 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image | np.ndarray:
         return self.examples.image(int(self.indices[index]))
 
     def name(self, index: int) -> str:

@@ -17,7 +17,7 @@ from tlx.models.layers import (
     max_pool,
 )
 from tlx.weights.keymap import Key, KeyTable, batchnorm, conv, linear
-from tlx.weights.meta import ImagePreprocess, WeightsMeta
+from tlx.weights.meta import IMAGENET_EVAL, WeightsMeta
 
 SMALL_STEM = True  # a 3x3 convolution without stride, and no pooling
 BOTTLENECK = 4  # width of a dense layer's 1x1 convolution, in growth rates
@@ -109,9 +109,10 @@ class DenseBlock(nnx.Module):
         for index in range(self.depth):
             layer = getattr(self, f"denselayer{index + 1}")
             x = jnp.concatenate([x, layer(x)], axis=-1)
-        if self.transition is not None:
-            return self.transition(x)
-        return jax.nn.relu(self.norm(x))
+        if self.norm is not None:
+            return jax.nn.relu(self.norm(x))
+        assert self.transition is not None
+        return self.transition(x)
 
 
 class DenseNet(Model):
@@ -131,9 +132,7 @@ class DenseNet(Model):
         )
         blocks = tuple(f"denseblock{i + 1}" for i in range(len(preset.depths)))
         self.stages = ("stem", *blocks)
-        self.stem = Stem(
-            meta.preprocess.channels, preset.stem_width, small=meta.stem == "small"
-        )
+        self.stem = Stem(meta.preprocess.channels, preset.stem_width, small=meta.stem == "small")
         for name, width, depth in zip(blocks, widths, preset.depths, strict=True):
             block = DenseBlock(width, depth, preset.growth, last=name == blocks[-1])
             setattr(self, name, block)
@@ -152,7 +151,7 @@ def default_meta(name: str) -> WeightsMeta:
     """Returns how inputs are prepared for this architecture where the weights do not say."""
     return WeightsMeta(
         architecture=name,
-        preprocess=ImagePreprocess(size=224, resize=256),
+        preprocess=IMAGENET_EVAL,
         num_classes=1000,
         classifier="classifier",
     )

@@ -26,7 +26,7 @@ from tlx.models.layers import (
     normal,
     uniform,
 )
-from tlx.weights.meta import ImagePreprocess, WeightsMeta
+from tlx.weights.meta import IMAGENET_EVAL, ImagePreprocess, WeightsMeta
 
 ACTIVATIONS: dict[str, Callable[[jax.Array], jax.Array]] = {
     "": lambda x: x,
@@ -49,7 +49,9 @@ class Style:
     epsilon: float = 1e-5  # of every BatchNorm
     momentum: float = 0.1
     same_padding: bool = False  # TensorFlow's
-    initial: str = "efficientnet"  # whose: torchvision's mobilenet, torchvision's efficientnet, timm
+    initial: str = (
+        "efficientnet"  # whose: torchvision's mobilenet, torchvision's efficientnet, timm
+    )
 
     def depthwise_init(self, kernel: int) -> Initializer:
         """Returns how a depthwise kernel is drawn; timm divides the fan by the groups."""
@@ -109,7 +111,7 @@ class MBConvPreset:
     dropout: float = 0.2
     drop_path: float = 0.0
     projects: tuple[str, ...] = ("torchvision", "timm")  # that have this network, under their names
-    preprocess: ImagePreprocess = ImagePreprocess(size=224, resize=256)
+    preprocess: ImagePreprocess = IMAGENET_EVAL
 
 
 class ConvNorm(nnx.Module):
@@ -216,9 +218,7 @@ class MBConvNet(Model):
     The small-image stem has the same 3x3 kernel without stride.
     """
 
-    def __init__(
-        self, preset: MBConvPreset, *, num_classes: int, meta: WeightsMeta, rates: Rates
-    ):
+    def __init__(self, preset: MBConvPreset, *, num_classes: int, meta: WeightsMeta, rates: Rates):
         style = preset.style
         dropout, last_rate = rates.or_own(preset.dropout, preset.drop_path)
         self.style = style
@@ -251,9 +251,7 @@ class MBConvNet(Model):
     def _conv_head(self, preset: MBConvPreset) -> ConvNorm:
         style, width = preset.style, preset.stages[-1][-1].out_features
         if preset.projection:
-            return PooledConvNorm(
-                style, width, preset.last, preset.projection, style.activation
-            )
+            return PooledConvNorm(style, width, preset.last, preset.projection, style.activation)
         return ConvNorm(style, width, preset.last, 1, activation=style.activation)
 
     def make_head(self) -> Linear:

@@ -25,7 +25,7 @@ from tlx.models.layers import (
     max_pool,
 )
 from tlx.weights.keymap import Key, KeyTable, batchnorm, conv, linear
-from tlx.weights.meta import ImagePreprocess, WeightsMeta
+from tlx.weights.meta import IMAGENET_EVAL, ImagePreprocess, WeightsMeta
 
 SMALL_STEM = True  # a 3x3 convolution without stride, and no pooling
 
@@ -66,7 +66,6 @@ PRESETS = {
     },
 }
 
-IMAGENET_EVAL = ImagePreprocess(size=224, resize=256)
 CIFAR_EVAL = ImagePreprocess(size=32, resize=32)
 
 

@@ -20,7 +20,7 @@ from tlx.models.layers import (
     normal,
 )
 from tlx.weights.keymap import Key, KeyTable, conv_bias
-from tlx.weights.meta import ImagePreprocess, WeightsMeta
+from tlx.weights.meta import IMAGENET_EVAL, WeightsMeta
 
 SMALL_STEM = True  # a 3x3 convolution without stride, and no pooling
 
@@ -174,7 +174,7 @@ def default_meta(name: str) -> WeightsMeta:
     """Returns how inputs are prepared for this architecture where the weights do not say."""
     return WeightsMeta(
         architecture=name,
-        preprocess=ImagePreprocess(size=224, resize=256),
+        preprocess=IMAGENET_EVAL,
         num_classes=1000,
         classifier="classifier.1",
     )

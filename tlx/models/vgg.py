@@ -30,7 +30,7 @@ from tlx.weights.keymap import (
     linear,
     reshape,
 )
-from tlx.weights.meta import ImagePreprocess, WeightsMeta
+from tlx.weights.meta import IMAGENET_EVAL, WeightsMeta
 
 WIDTHS = (64, 128, 256, 512, 512)  # of the five blocks
 MAP_SIDE = 7  # pixels, the map that the linear layers read
@@ -155,7 +155,7 @@ def default_meta(name: str) -> WeightsMeta:
     """Returns how inputs are prepared for this architecture where the weights do not say."""
     return WeightsMeta(
         architecture=name,
-        preprocess=ImagePreprocess(size=224, resize=256),
+        preprocess=IMAGENET_EVAL,
         num_classes=1000,
         classifier="classifier.6",
     )
@@ -163,7 +163,8 @@ def default_meta(name: str) -> WeightsMeta:
 
 def _features(name: str) -> list[Key]:
     """Returns the rows of the convolutions, which are numbered from end to end with all that is between."""
-    preset, rows, position = PRESETS[name], [], 0
+    preset, position = PRESETS[name], 0
+    rows: list[Key] = []
     for block, depth in enumerate(preset.depths, 1):
         for unit in range(depth):
             source, target = f"features.{position}", f"block{block}.{unit}"

@@ -8,6 +8,7 @@ fused query, key and value.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -51,9 +52,7 @@ QKV_KERNEL = Layout(
     lambda *parts: np.concatenate([part.T for part in parts]),
     2,
 )
-QKV_BIAS = Layout(
-    "(3O)->3 O", lambda x: np.split(x, 3), lambda *parts: np.concatenate(parts), 1
-)
+QKV_BIAS = Layout("(3O)->3 O", lambda x: np.split(x, 3), lambda *parts: np.concatenate(parts), 1)
 
 
 def same(ndim: int) -> Layout:
@@ -200,10 +199,8 @@ class KeyTable:
             # What cannot be rearranged is left as it is: the comparison of shapes then names the key.
             parts: Sequence[np.ndarray] = [array] * len(targets)
             if array.ndim == key.layout.ndim:
-                try:
+                with contextlib.suppress(ValueError):
                     parts = key.layout.to_target(array)
-                except ValueError:
-                    pass
             for target, part in zip(targets, parts, strict=True):
                 conversion.arrays[target] = part
                 conversion.names[target] = name
@@ -212,7 +209,7 @@ class KeyTable:
     def to_source(self, arrays: Arrays, carried: Arrays | None = None) -> dict[str, np.ndarray]:
         """Returns the arrays under the source's names and in its layouts.
 
-        Unused buffers are those of `carried`; what it lacks of them has its default.
+        Unused buffers are exactly those of `carried`; None: the weights came from no file, and each has its default.
 
         Raises:
           KeyError: a path that no row covers.
@@ -226,10 +223,9 @@ class KeyTable:
                 source.setdefault(key.source.format(**numbers), key.layout.to_source(*parts))
             elif not self.lacks(path):
                 raise KeyError(f"{path} is not in the key table {self.name}")
-            for key, numbers in self._by_neighbour.find_all(path):
-                name = key.source.format(**numbers)
-                if key.default is not None and name not in (carried or {}):
-                    source[name] = key.default()
+            for key, numbers in self._by_neighbour.find_all(path) if carried is None else ():
+                if key.default is not None:
+                    source[key.source.format(**numbers)] = key.default()
         return source | dict(carried or {})
 
     def lacks(self, path: str) -> bool:

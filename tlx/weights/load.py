@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -20,11 +19,14 @@ from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, leaves
 from tlx.weights import catalog
-from tlx.weights.fetch import fetch
-from tlx.weights.files import content_hash, read_weights, safetensors_metadata, sha256_of
+from tlx.weights.fetch import locate
+from tlx.weights.files import content_hash, read_weights, sha256_of
 from tlx.weights.keymap import Conversion, KeyTable, Origin
 from tlx.weights.meta import WeightsMeta
+from tlx.weights.stored_meta import stored_meta
 from tlx.weights.surgery import centre_crop, input_channels, select_classes
+
+STORED = "stored in the file"  # how a meta was found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,9 @@ class Fitting:
     classes: tuple[int, ...] = ()  # the file's classes that the model's are; (): the same ones
 
 
+AS_IN_FILE = Fitting()
+
+
 @dataclasses.dataclass(frozen=True)
 class Loaded:
     """What a file fills of a model, and what it does not."""
@@ -99,7 +104,16 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     if meta is None:
         default = models.default_meta(name)
         meta = dataclasses.replace(default, norm_epsilon=table.norm_epsilon)
-    return WeightsFile(path, meta, origin, table, table.to_target(arrays), arrays)
+    file = WeightsFile(path, meta, origin, table, table.to_target(arrays), arrays)
+    if meta.class_names and file.num_classes not in (0, len(meta.class_names)):
+        if origin == STORED:
+            raise InputError(
+                f"{path} names {len(meta.class_names)} classes, but its head has {file.num_classes}"
+            )
+        # Another head on a known network, under that one's file name: its classes are not known.
+        meta = dataclasses.replace(meta, class_names=(), num_classes=file.num_classes)
+        file = dataclasses.replace(file, meta=meta)
+    return file
 
 
 def fill(
@@ -108,7 +122,7 @@ def fill(
     *,
     missing_ok: Sequence[str] = (),
     new_head: bool = False,
-    fitting: Fitting = Fitting(),
+    fitting: Fitting = AS_IN_FILE,
 ) -> Loaded:
     """Holds a file against a model.
 
@@ -187,9 +201,7 @@ def _is_within(path: str, modules: Sequence[str]) -> bool:
     return any(path.startswith(f"{module}.") for module in modules)
 
 
-def _refuse_unknown(
-    file: WeightsFile, found: Mapping[str, Leaf], removed: Sequence[str]
-) -> None:
+def _refuse_unknown(file: WeightsFile, found: Mapping[str, Leaf], removed: Sequence[str]) -> None:
     unknown = [
         file.conversion.names[path]
         for path in file.conversion.arrays
@@ -264,27 +276,31 @@ def _locate(name: str, weights: str) -> tuple[Path, WeightsMeta | None, str]:
             raise InputFileNotFoundError(f"no weights file {path}")
         return path, None, ""
     meta = catalog.find(name, weights)
-    if meta.source == "builtin":
-        return catalog.BUILTIN / meta.filename, meta, "built in"
-    return fetch(meta.source, filename=meta.filename, sha256=meta.sha256), meta, "catalog"
+    found = locate(meta)
+    if found.revision:
+        meta = dataclasses.replace(meta, revision=found.revision)
+    return found.path, meta, "built in" if meta.source == "builtin" else "catalog"
 
 
 def _identify(name: str, path: Path) -> tuple[WeightsMeta | None, str]:
-    if stored := safetensors_metadata(path).get("tlx_meta"):
-        return WeightsMeta.from_json(json.loads(stored)), "stored in the file"
+    if stored := stored_meta(path):
+        return stored, STORED
     if known := catalog.identify(path, sha256_of(path)):
         return known, f"recognised as {known.architecture}.{known.tag}"
     return None, f"default of {name}: the file is not in the catalog"
 
 
 def _choose_table(name: str, path: Path, arrays: Mapping[str, np.ndarray]) -> KeyTable:
-    tables = sorted(models.family(name).key_tables(name), key=lambda table: -table.coverage(arrays))
-    best = tables[0]
-    if 2 * best.coverage(arrays) < len(arrays):
+    """Returns the table that covers most keys; of equal ones, that which says what else its files lack."""
+    tables = models.family(name).key_tables(name)
+    ranks = {table.name: (table.coverage(arrays), len(table.absent)) for table in tables}
+    first, *others = sorted(tables, key=lambda table: ranks[table.name], reverse=True)
+    coverage = ranks[first.name][0]
+    if 2 * coverage < len(arrays):
         raise InputError(
-            f"{path} does not look like {name}: only {best.coverage(arrays)} of its {len(arrays)} keys are known "
+            f"{path} does not look like {name}: only {coverage} of its {len(arrays)} keys are known "
             f"to it (the first are {', '.join(list(arrays)[:3])})"
         )
-    if len(tables) > 1 and tables[1].coverage(arrays) == best.coverage(arrays):
-        raise InputError(f"{path}: its keys fit {best.name} and {tables[1].name} equally well")
-    return best
+    if others and ranks[others[0].name] == ranks[first.name]:
+        raise InputError(f"{path}: its keys fit {first.name} and {others[0].name} equally well")
+    return first

@@ -56,12 +56,14 @@ class ImagePreprocess:
         if channels == self.channels:
             return self
         if channels == 1:
-            mean, std = (round(sum(v) / len(v), 6) for v in (self.mean, self.std))
-            return dataclasses.replace(self, mean=(mean,), std=(std,), channel_order="L")
-        mean, std = (
-            tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std)
-        )
-        return dataclasses.replace(self, mean=mean, std=std)
+            mean, std = ((round(sum(v) / len(v), 6),) for v in (self.mean, self.std))
+            return dataclasses.replace(self, mean=mean, std=std, channel_order="L")
+        repeated = [tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std)]
+        return dataclasses.replace(self, mean=repeated[0], std=repeated[1])
+
+
+# As most networks are evaluated on ImageNet (torchvision's and many others).
+IMAGENET_EVAL = ImagePreprocess(size=224, resize=256)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,10 +72,12 @@ class WeightsMeta:
 
     architecture: str  # a name of tlx.models, as resnet18
     tag: str = ""  # what tells several sets of one architecture apart, as tv_in1k
-    preprocess: ImagePreprocess = ImagePreprocess(size=224, resize=256)
+    preprocess: ImagePreprocess = IMAGENET_EVAL
     num_classes: int = 0
     class_names: tuple[str, ...] = ()  # () where they are not known
-    stem: str = ""  # small: the first layers are made for small pictures; "": the architecture's own
+    stem: str = (
+        ""  # small: the first layers are made for small pictures; "": the architecture's own
+    )
     norm_epsilon: float = 0.0  # of normalisations, if not the network's own; 0: its own
     classifier: str = ""  # the classifier layer's name in the source's own file, as fc
     license: str = ""
