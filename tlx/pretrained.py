@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -35,6 +37,8 @@ def _small(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
     return 0.01 * uniform_fan_in(key, shape, dtype)
 
 
+_ALIGNMENT = 64  # bytes, of XLA's buffers on the CPU
+
 # How a new head is drawn; None: as its layer says.
 HEAD_INITS: dict[str, Initializer | None] = {"default": None, "zero": zeros, "small": _small}
 
@@ -50,7 +54,7 @@ class Source:
     head_init: str = "default"
     overridden: tuple[str, ...] = ()  # what of the weights' own preprocessing was changed
 
-    @property
+    @functools.cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""
         found = leaves(self.model)
@@ -66,13 +70,15 @@ class Source:
         """Returns all values on the devices: the file's, and the rest drawn from the seed."""
         found = self.leaves
         loaded = self.loaded.arrays if self.loaded else {}
-        placed = {
-            path: jax.device_put(np.ascontiguousarray(array, found[path].dtype), sharding)
-            for path, array in loaded.items()
-        }
-        fresh = initial_values(
-            found, [path for path in found if path not in placed], seed, sharding
-        )
+        with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy copies without Python's lock
+            copies = pool.map(lambda path: _own_copy(loaded[path], found[path].dtype), loaded)
+            placed = {
+                path: jax.device_put(copy, sharding)
+                for path, copy in zip(loaded, copies, strict=True)
+            }
+        missing = [path for path in found if path not in placed]
+        # Drawing compiles a function even where nothing is drawn.
+        fresh = initial_values(found, missing, seed, sharding) if missing else {}
         return {path: placed[path] if path in placed else fresh[path] for path in found}
 
     def facts(self) -> dict[str, Any]:
@@ -109,6 +115,19 @@ class Source:
             lines.append(f"initialised afresh: {listing(self.loaded.fresh)}")
         lines += self.loaded.fitted
         return lines
+
+
+def _own_copy(array: np.ndarray, dtype: Any) -> np.ndarray:
+    """Returns a contiguous copy in memory aligned to 64 bytes, which jax then takes as it is on the CPU.
+
+    Always a copy: an array of a file is a view of it, and what jax takes must not change when the file does.
+    """
+    size = array.size * np.dtype(dtype).itemsize
+    memory = np.empty(size + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    copy = memory[start : start + size].view(dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
 
 
 def source(

@@ -136,8 +136,9 @@ def write_safetensors(
 
 def sha256_of(path: str | Path) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits. Raises as `map_file` does."""
-    with map_file(Path(path)) as data:
-        return hashlib.sha256(data).hexdigest()
+    map_file(Path(path)).close()  # says what is wrong with it
+    with open(path, "rb") as file:  # read, not mapped: its pages would count as memory of the process
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def content_hash(arrays: Mapping[str, np.ndarray]) -> str:
