@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from tlx import models
 from tlx.config import nearest
 from tlx.errors import InputError
 from tlx.models.base import Model
-from tlx.models.layers import Initializer, uniform_fan_in, zeros
+from tlx.models.layers import Initializer, zeros
 from tlx.models.leaves import Leaf, Values, initial_values, leaves, values, with_values
 from tlx.weights.files import write_safetensors
 from tlx.weights.keymap import Origin
@@ -33,14 +33,24 @@ from tlx.weights.load import (
 from tlx.weights.meta import WeightsMeta
 
 
-def _small(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
-    return 0.01 * uniform_fan_in(key, shape, dtype)
+@functools.cache
+def _small(init: Initializer) -> Initializer:
+    """Returns a hundredth of what the initializer draws."""
+
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return 0.01 * init(key, shape, dtype)
+
+    return draw
 
 
 _ALIGNMENT = 64  # bytes, of XLA's buffers on the CPU
 
-# How a new head is drawn; None: as its layer says.
-HEAD_INITS: dict[str, Initializer | None] = {"default": None, "zero": zeros, "small": _small}
+# How a new head is drawn: from its layer's own initializer to the one that is used.
+HEAD_INITS: dict[str, Callable[[Initializer], Initializer]] = {
+    "default": lambda init: init,
+    "zero": lambda init: zeros,
+    "small": _small,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,12 +68,9 @@ class Source:
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""
         found = leaves(self.model)
-        initializer = HEAD_INITS[self.head_init]
-        if initializer is not None:
-            for path, leaf in found.items():
-                if any(path.startswith(f"{name}.") for name in self.model.classifiers):
-                    init = zeros if path.endswith(".bias") else initializer
-                    found[path] = leaf._replace(init=init)
+        for path, leaf in found.items():
+            if any(path.startswith(f"{name}.") for name in self.model.classifiers):
+                found[path] = leaf._replace(init=HEAD_INITS[self.head_init](leaf.init))
         return found
 
     def place(self, seed: int, sharding: Any = None) -> Values:

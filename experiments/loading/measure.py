@@ -108,7 +108,9 @@ def measure(name: str) -> list[str]:
                 seconds = [row[0] * 1000 for row in found[project]]
                 memory = max(row[1] for row in found[project]) / size
                 cells += [f"{statistics.median(seconds):.0f}", f"{memory:.2f}"]
-            cells.append(f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})")
+            cells.append(
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+            )
             rows.append("| " + " | ".join(cells) + " |")
     return rows
 

@@ -189,7 +189,9 @@ def check_fine_tuned_export(name: str, original: Original, folder: Any, size: An
     save_weights(model, folder / "tlx.safetensors", names=original.table)
     state = read_weights(folder / "tlx.safetensors")
     module = original.build().eval()
-    module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True)
+    module.load_state_dict(
+        {k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True
+    )
     x = images(1, *size)
     with torch.no_grad():
         nchw = torch.from_numpy(np.ascontiguousarray(x.transpose(0, 3, 1, 2)))

@@ -36,6 +36,7 @@ _MODELS = {
     "vgg": "vgg11 vgg13 vgg16 vgg19 vgg11_bn vgg13_bn vgg16_bn vgg19_bn",
     "squeezenet": "squeezenet1_0 squeezenet1_1",
     "densenet": "densenet121 densenet161 densenet169 densenet201",
+    "inception": "inception_v3",
     "vit": (
         "vit_tiny_patch16_224 vit_small_patch16_224 vit_small_patch32_224 vit_base_patch16_224 "
         "vit_base_patch32_224 vit_large_patch16_224 deit_tiny_patch16_224 deit_small_patch16_224 "

@@ -110,20 +110,27 @@ class Model(nnx.Module):
     def run(
         self, carry: Carry, start: int = 0, stop: int | None = None, key: jax.Array | None = None
     ) -> Carry:
-        """Applies `stages[start:stop]` to what the stage before `start` returned."""
+        """Applies `stages[start:stop]` to what the stage before `start` returned.
+
+        Raises:
+          InputError: the pictures are so small that a stage leaves nothing of them.
+        """
         keys = subkeys(key, len(self.stages))
         for name, stage_key in list(zip(self.stages, keys, strict=True))[start:stop]:
             random = self.random_stages is None or name in self.random_stages
             carry = getattr(self, name)(carry, stage_key if random else None)
+            if getattr(carry, "ndim", 0) == 4 and 0 in carry.shape[1:3]:
+                raise InputError(
+                    f"the pictures are too small for {self.meta.architecture}: no pixel is left of them after "
+                    f"{name}; make them larger (image_size), or use the small stem where there is one (stem=small)"
+                )
         return carry
 
     def pool(self, carry: Carry) -> jax.Array:
         """Maps the last stage's carry to [B, num_features]."""
         return global_average_pool(carry)
 
-    def fit_value(
-        self, path: str, array: np.ndarray, shape: Sequence[int]
-    ) -> np.ndarray | None:
+    def fit_value(self, path: str, array: np.ndarray, shape: Sequence[int]) -> np.ndarray | None:
         """Returns a file's array made to fit a shape that follows from the input size.
 
         None where that makes no sense: the shape of `array` is then an error.

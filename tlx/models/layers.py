@@ -109,9 +109,7 @@ class Conv(nnx.Module):
     ):
         self.stride, self.groups = stride, groups
         self.padding = padding if isinstance(padding, str) else _pair(padding)
-        self.kernel = parameter(
-            (*_pair(kernel_size), in_features // groups, out_features), init
-        )
+        self.kernel = parameter((*_pair(kernel_size), in_features // groups, out_features), init)
         self.bias = parameter((out_features,), bias_init) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:

@@ -61,7 +61,9 @@ def _v2() -> MBConvPreset:
     return MBConvPreset(Style("relu6", initial="mobilenet"), 32, tuple(stages), 1280)
 
 
-def _v3(rows: tuple[_Stage, ...], projection: int, *, timm: bool, drop_path: float = 0.0) -> MBConvPreset:
+def _v3(
+    rows: tuple[_Stage, ...], projection: int, *, timm: bool, drop_path: float = 0.0
+) -> MBConvPreset:
     stages, width = [], 16
     for kernel, out, squeezed, activation, stride, inners in rows:
         stage = []

@@ -65,9 +65,7 @@ def make_plan(
         matches, an unknown group, or nothing left to train; names what was available.
     """
     parameters = [path for path, leaf in found.items() if leaf.is_parameter]
-    labels = assign(
-        parameters, rules(stages, tune, auxiliary), strict=tune.method == "rules"
-    )
+    labels = assign(parameters, rules(stages, tune, auxiliary), strict=tune.method == "rules")
     used = dict.fromkeys(label for label in labels.values() if label != FROZEN)
     if not used:
         raise InputError(

@@ -137,7 +137,9 @@ def write_safetensors(
 def sha256_of(path: str | Path) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits. Raises as `map_file` does."""
     map_file(Path(path)).close()  # says what is wrong with it
-    with open(path, "rb") as file:  # read, not mapped: its pages would count as memory of the process
+    with open(
+        path, "rb"
+    ) as file:  # read, not mapped: its pages would count as memory of the process
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

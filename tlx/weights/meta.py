@@ -59,7 +59,8 @@ class ImagePreprocess:
             mean, std = ((round(sum(v) / len(v), 6),) for v in (self.mean, self.std))
             return dataclasses.replace(self, mean=mean, std=std, channel_order="L")
         repeated = [tuple(v[i % len(v)] for i in range(channels)) for v in (self.mean, self.std)]
-        return dataclasses.replace(self, mean=repeated[0], std=repeated[1])
+        order = "RGB" if self.channel_order == "L" else self.channel_order
+        return dataclasses.replace(self, mean=repeated[0], std=repeated[1], channel_order=order)
 
 
 # As most networks are evaluated on ImageNet (torchvision's and many others).

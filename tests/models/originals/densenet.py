@@ -22,9 +22,7 @@ GOLDENS = {"densenet121": (1, 97, 131)}
 def originals(name: str) -> tuple[Original, ...]:
     """The networks that have the same mathematics under the same name, one for each key table."""
     return (
-        Original(
-            functools.partial(torchvision_model, name), "torchvision", _outputs, _features
-        ),
+        Original(functools.partial(torchvision_model, name), "torchvision", _outputs, _features),
         Original(
             functools.partial(_published, name),
             "torchvision_published",
