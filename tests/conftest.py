@@ -6,6 +6,11 @@ from pathlib import Path
 
 import pytest
 
+if (
+    "PYTEST_XDIST_WORKER" in os.environ
+):  # torch's threads wait busily, and so take the other workers' time
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
 SHARED = os.environ.get("TLX_SHARED", "")
 

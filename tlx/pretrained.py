@@ -84,8 +84,7 @@ class Source:
                 for path, copy in zip(loaded, copies, strict=True)
             }
         missing = [path for path in found if path not in placed]
-        # Drawing compiles a function even where nothing is drawn.
-        fresh = initial_values(found, missing, seed, sharding) if missing else {}
+        fresh = initial_values(found, missing, seed, sharding)
         return {path: placed[path] if path in placed else fresh[path] for path in found}
 
     def facts(self) -> dict[str, Any]:

@@ -5,14 +5,14 @@ import pytest
 
 from tests.models.make_goldens import FOLDER
 from tests.models.originals import cases, module_of
-from tests.models.reference import images, random_arrays
+from tests.models.reference import images
 from tests.models.zoo import (
     built,
     check_fine_tuned_export,
     check_parity,
     check_round_trip,
     outputs_of_tlx,
-    tlx_with,
+    tlx_drawn,
 )
 from tlx.models import ALIASES, FAMILIES, abstract_model, default_meta, family, list_models
 from tlx.models.leaves import leaves
@@ -84,13 +84,8 @@ def test_shapes_and_stages_follow_the_contract(name):
 @pytest.mark.parametrize("name", cases())
 def test_logits_equal_the_goldens(name):
     expected = np.load(FOLDER / f"{FAMILIES[name].rsplit('.', 1)[1]}.npz")[name]
-    table = family(name).key_tables(name)[0]
-    zeros = {p: np.broadcast_to(np.float32(0), x.shape) for p, x in leaves(built(name)).items()}
-    names = table.to_source(zeros)
-    drawn = random_arrays({key: array.shape for key, array in names.items()})
-    arrays = {key: drawn[key] if a.dtype == np.float32 else a for key, a in names.items()}
-    arrays = module_of(name).originals(name)[0].values(arrays)
-    logits = outputs_of_tlx(tlx_with(name, table.name, arrays), images(*cases()[name]))["logits"]
+    model = tlx_drawn(name, module_of(name).originals(name)[0])
+    logits = outputs_of_tlx(model, images(*cases()[name]))["logits"]
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
 
 

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import numpy as np
+import pytest
 from flax import nnx
 
 from tests.models.reference import images, random_arrays
-from tlx import create_model
 from tlx.models import abstract_model, default_meta, family
-from tlx.models.leaves import Values, leaves, values, with_values
+from tlx.models.leaves import Values, leaves, with_values
 from tlx.pretrained import parameter_count, save_weights
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.weights.keymap import KeyTable
@@ -57,11 +57,25 @@ def torch_with(original: Original, arrays: Mapping[str, np.ndarray] | None = Non
     """The original in inference mode with the arrays, or random ones, in place of its own values."""
     import torch
 
-    module = original.build().eval()
+    module = undrawn(original.build).eval()
     if arrays is None:
         arrays = original.values(random_values(module))
     module.load_state_dict({k: torch.from_numpy(np.array(v)) for k, v in arrays.items()})
     return module
+
+
+def undrawn(build: Callable[[], Any]) -> Any:
+    """Returns torch's module without the minutes that drawing its initial values takes; all are replaced."""
+    import torch
+
+    with pytest.MonkeyPatch.context() as patch:
+        for owner, names in (
+            (torch.Tensor, ("normal_", "uniform_", "erfinv_")),
+            (torch.nn.init, ("trunc_normal_", "_no_grad_trunc_normal_")),  # they draw until it fits
+        ):
+            for name in names:
+                patch.setattr(owner, name, lambda values, *_args, **_kwargs: values)
+        return build()
 
 
 def random_values(module: Any) -> dict[str, np.ndarray]:
@@ -86,10 +100,24 @@ def tlx_with(name: str, table: str, arrays: Mapping[str, np.ndarray]) -> Any:
     return with_values(model, filled | conversion.arrays)
 
 
-def outputs_of_tlx(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
-    """Every stage's output, features and logits; a small compilation effort."""
-    graphdef, state = nnx.split(model)
+def tlx_drawn(name: str, original: Original) -> Any:
+    """The tlx model with random values that torch is not needed for, and no file behind them."""
+    table = table_of(name, original.table)
+    zeros = {p: np.broadcast_to(np.float32(0), x.shape) for p, x in leaves(built(name)).items()}
+    names = table.to_source(zeros)
+    drawn = random_arrays({key: array.shape for key, array in names.items()})
+    arrays = {key: drawn[key] if a.dtype == np.float32 else a for key, a in names.items()}
+    return tlx_with(name, table.name, original.values(arrays))
 
+
+def outputs_of_tlx(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
+    """Every stage's output, features and logits."""
+    graphdef, state = nnx.split(model)
+    return jax.device_get(_forward(graphdef)(state, x))
+
+
+@functools.lru_cache(maxsize=1)  # all tables of a model lead to the same network
+def _forward(graphdef: Any) -> Any:
     def forward(state: Any, x: jax.Array) -> dict[str, jax.Array]:
         network = nnx.merge(graphdef, state)
         found, carry = {}, x
@@ -98,10 +126,7 @@ def outputs_of_tlx(model: Any, x: np.ndarray) -> dict[str, np.ndarray]:
             found[stage] = carry
         return found | {"features": network.features(x), "logits": network(x)}
 
-    compiled = jax.jit(forward).lower(state, x)
-    return jax.device_get(
-        compiled.compile(compiler_options={"xla_backend_optimization_level": 0})(state, x)
-    )
+    return jax.jit(forward, compiler_options={"xla_backend_optimization_level": 0})
 
 
 def outputs_of_torch(original: Original, module: Any, x: np.ndarray) -> dict[str, np.ndarray]:
@@ -155,7 +180,7 @@ def check_round_trip(name: str, original: Original, folder: Any) -> None:
     """Holds `export(import(file))` against the file, tensor for tensor, and loads it strictly in torch."""
     import torch
 
-    module = original.build()
+    module = undrawn(original.build)
     arrays = random_values(module)
     table = table_of(name, original.table)
     path = folder / "original.safetensors"
@@ -182,13 +207,10 @@ def check_fine_tuned_export(name: str, original: Original, folder: Any, size: An
     """A model of tlx's own values, no file behind it: opens strictly in torch, with the same logits."""
     import torch
 
-    model = create_model(name, seed=3)
-    table = table_of(name, original.table)
-    own = original.values(table.to_source({p: np.asarray(v) for p, v in values(model).items()}))
-    model = with_values(model, values(model) | table.to_target(own).arrays)
+    model = tlx_drawn(name, original)
     save_weights(model, folder / "tlx.safetensors", names=original.table)
     state = read_weights(folder / "tlx.safetensors")
-    module = original.build().eval()
+    module = undrawn(original.build).eval()
     module.load_state_dict(
         {k: torch.from_numpy(np.array(v)) for k, v in state.items()}, strict=True
     )

@@ -269,3 +269,14 @@ def test_reading_the_catalog_and_the_command_import_no_frameworks():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_model_is_made_with_few_imports():
+    code = (
+        "import sys, tlx, tlx.models.resnet; tlx.create_model; import tlx.pretrained; "
+        "print(sorted({'optax', 'orbax', 'grain', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'scipy.optimize', "
+        "'huggingface_hub', 'PIL', 'torch', 'tensorflow'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

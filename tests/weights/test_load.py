@@ -1,10 +1,12 @@
 import json
+import struct
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 from tests.models.reference import images, random_arrays
-from tlx import create_model, save_weights
+from tlx import create_model, pretrained, save_weights
 from tlx.errors import InputError
 from tlx.models import abstract_model, family
 from tlx.models.leaves import leaves, values
@@ -39,6 +41,33 @@ def test_every_value_comes_from_the_file(write):
     np.testing.assert_array_equal(values(model)["layer2.0.conv1.kernel"], expected)
     np.testing.assert_array_equal(values(model)["stem.bn.var"], arrays["bn1.running_var"])
     np.testing.assert_array_equal(values(model)["head.kernel"], arrays["linear.weight"].T)
+
+
+def test_values_stay_when_the_file_is_overwritten(tmp_path):
+    """jax takes memory that is aligned to 64 bytes as it is: a view of the file would change with it."""
+    arrays = arrays_of()
+    data = bytearray(safetensors.numpy.save(arrays))
+    (length,) = struct.unpack_from("<Q", data)
+    padding = -(8 + length) % 64
+    data[8 + length : 8 + length] = b" " * padding
+    struct.pack_into("<Q", data, 0, length + padding)
+    path = tmp_path / "net.safetensors"
+    path.write_bytes(data)
+    views = read_weights(path)
+    assert sum(a.ndim == 1 and a.ctypes.data % 64 == 0 for a in views.values()) > 10
+    model = create_model(NAME, weights=path)
+    with open(path, "r+b") as file:
+        file.seek(8 + length + padding)
+        file.write(bytes(len(data) - file.tell()))
+    assert not any(view.any() for view in views.values())
+    for name in ("stem.bn.var", "layer3.2.bn2.scale", "head.bias"):
+        assert np.asarray(values(model)[name]).any(), name
+
+
+def test_drawing_nothing_compiles_nothing(write, monkeypatch):
+    path = write(arrays_of())
+    monkeypatch.setattr(pretrained, "initial_values", None)
+    create_model(NAME, weights=path)
 
 
 def test_what_is_missing_is_listed_and_accepted_only_by_name(write):

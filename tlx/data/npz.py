@@ -141,6 +141,11 @@ def _images(path: Path, arrays: Mapping[str, np.ndarray], split: str, count: int
             f"{path}: {split}_images is {images.dtype} {list(images.shape)}, expected uint8 (0 to "
             "255) [N,H,W] or [N,H,W,C]"
         )
+    if images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[-1] not in (1, 3):
+        raise InputError(
+            f"{path}: {split}_images is {list(images.shape)}, which looks like [N,C,H,W]; channels come last here: "
+            "write images.transpose(0, 2, 3, 1)"
+        )
     if len(images) != count:
         raise InputError(f"{path}: {len(images)} {split}_images but {count} {split}_labels")
     return images

@@ -14,11 +14,11 @@ from flax import nnx
 
 from tlx.models.base import Model, Rates
 from tlx.models.layers import (
+    Constant,
     Conv,
     LayerNorm,
     Linear,
     chain,
-    constant,
     drop_path,
     gelu,
     global_average_pool,
@@ -83,7 +83,7 @@ class Block(nnx.Module):
         self.norm = LayerNorm(width)
         self.fc1 = Linear(width, 4 * width, init=_INIT)
         self.fc2 = Linear(4 * width, width, init=_INIT)
-        self.layer_scale = parameter((width,), constant(1e-6))
+        self.layer_scale = parameter((width,), Constant(1e-6))
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         y = self.fc2(gelu(self.fc1(self.norm(self.conv(x)))))

@@ -6,6 +6,7 @@ weights file fills it, from the initializer that the leaf carries as metadata. I
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -25,8 +26,19 @@ kaiming_normal_fan_out: Initializer = jax.nn.initializers.variance_scaling(2.0, 
 # With the fan of the input, as torchvision's DenseNets and SqueezeNets.
 kaiming_normal_fan_in: Initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 kaiming_uniform_fan_in: Initializer = jax.nn.initializers.variance_scaling(2.0, "fan_in", "uniform")
-zeros: Initializer = jax.nn.initializers.zeros
-ones: Initializer = jax.nn.initializers.ones
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant:
+    """The initializer of the same number everywhere; it can be seen that it draws nothing."""
+
+    value: float
+
+    def __call__(self, key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+        return jnp.full(shape, self.value, dtype)
+
+
+zeros, ones = Constant(0.0), Constant(1.0)
 
 
 def uniform_fan_in(key: jax.Array, shape: tuple[int, ...], dtype: Any) -> jax.Array:
@@ -65,12 +77,6 @@ def truncated_normal(std: float) -> Initializer:
 def normal(std: float) -> Initializer:
     """Returns N(0, std^2)."""
     return jax.nn.initializers.normal(std)
-
-
-@functools.cache
-def constant(value: float) -> Initializer:
-    """Returns the same number everywhere."""
-    return jax.nn.initializers.constant(value)
 
 
 def _pair(size: Size) -> tuple[int, int]:

@@ -11,9 +11,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 
 from tlx.models.base import Model
+from tlx.models.layers import Constant
 
 Values = dict[str, Any]  # path -> array
 
@@ -56,13 +58,17 @@ def initial_values(
     found: Mapping[str, Leaf], paths: Iterable[str], seed: int, sharding: Any = None
 ) -> Values:
     """Draws the values of the given paths; each depends on its own path and the seed alone."""
-    key = jax.random.key(seed)
-    return {
-        path: _drawer(found[path].init, found[path].shape, found[path].dtype, sharding)(
-            jax.random.fold_in(key, zlib.crc32(path.encode()))
-        )
-        for path in paths
-    }
+    drawn: Values = {}
+    key = None
+    for path in paths:
+        init, shape, dtype = found[path].init, found[path].shape, found[path].dtype
+        if isinstance(init, Constant):  # nothing to draw, and so nothing to compile
+            drawn[path] = jax.device_put(np.full(shape, init.value, dtype), sharding)
+            continue
+        key = jax.random.key(seed) if key is None else key
+        own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+        drawn[path] = _drawer(init, shape, dtype, sharding)(own)
+    return drawn
 
 
 @functools.cache

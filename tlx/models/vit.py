@@ -21,10 +21,10 @@ from tlx.errors import InputError
 from tlx.models.attention import SelfAttention
 from tlx.models.base import Model, Rates
 from tlx.models.layers import (
+    Constant,
     Conv,
     LayerNorm,
     Linear,
-    constant,
     drop_path,
     gelu,
     normal,
@@ -44,7 +44,7 @@ POSITIONS = "stem.position_embedding"
 # timm's `trunc_normal_(std=0.02)` cuts off at -2 and 2, a hundred deviations away: a plain normal.
 _INIT = normal(0.02)
 _TOKEN_INIT = normal(1e-6)
-_LAYER_SCALE_INIT = constant(1e-5)
+_LAYER_SCALE_INIT = Constant(1e-5)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,7 +71,7 @@ class BackboneTable(KeyTable):
             return super().to_source(arrays, carried)
         rest = dict(carried or {})
         token, own = rest.pop(self._token_alone, None), rest.pop(self._token_position, None)
-        source = super().to_source(arrays, rest)
+        source = super().to_source(arrays, None if carried is None else rest)
         merged, patches = source[self.class_token], source[self.positions]
         if token is None or own is None:
             token, own = merged, np.zeros_like(merged)
