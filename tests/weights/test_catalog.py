@@ -235,7 +235,7 @@ def test_command_shows_a_table():
 
 
 def test_command_matches_weights_models_and_other_names(aliases, monkeypatch):
-    lines = command.report("*.tv_swag_*")
+    lines = command.report("vit_base*.tv_swag_*")
     assert [line.split(" ")[0] for line in lines[1:3]] == [
         "vit_base_patch16_224.tv_swag_e2e_in1k",
         "vit_base_patch16_224.tv_swag_linear_in1k",
@@ -274,7 +274,7 @@ def test_reading_the_catalog_and_the_command_import_no_frameworks():
 def test_a_model_is_made_with_few_imports():
     code = (
         "import sys, tlx, tlx.models.resnet; tlx.create_model; import tlx.pretrained; "
-        "print(sorted({'optax', 'orbax', 'grain', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'scipy.optimize', "
+        "print(sorted({'orbax', 'grain', 'tensorflow_datasets', 'sklearn', 'matplotlib', 'scipy.optimize', "
         "'huggingface_hub', 'PIL', 'torch', 'tensorflow'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

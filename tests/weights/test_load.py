@@ -6,9 +6,10 @@ import pytest
 import safetensors.numpy
 
 from tests.models.reference import images, random_arrays
-from tlx import create_model, pretrained, save_weights
+from tlx import create_model, save_weights
 from tlx.errors import InputError
 from tlx.models import abstract_model, family
+from tlx.models import leaves as leaves_module
 from tlx.models.leaves import leaves, values
 from tlx.pretrained import source
 from tlx.weights.files import read_weights, safetensors_metadata, write_safetensors
@@ -66,7 +67,7 @@ def test_values_stay_when_the_file_is_overwritten(tmp_path):
 
 def test_drawing_nothing_compiles_nothing(write, monkeypatch):
     path = write(arrays_of())
-    monkeypatch.setattr(pretrained, "initial_values", None)
+    monkeypatch.setattr(leaves_module, "_drawer", None)
     create_model(NAME, weights=path)
 
 
