@@ -18,7 +18,15 @@ from tlx.config import nearest
 from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.layers import Initializer, zeros
-from tlx.models.leaves import Leaf, Values, initial_values, leaves, values, with_values
+from tlx.models.leaves import (
+    Leaf,
+    Values,
+    initial_values,
+    is_within,
+    leaves,
+    values,
+    with_values,
+)
 from tlx.weights.files import write_safetensors
 from tlx.weights.keymap import Origin
 from tlx.weights.load import (
@@ -69,7 +77,7 @@ class Source:
         """Every parameter and statistic of the model."""
         found = leaves(self.model)
         for path, leaf in found.items():
-            if any(path.startswith(f"{name}.") for name in self.model.classifiers):
+            if is_within(path, self.model.classifiers):
                 found[path] = leaf._replace(init=HEAD_INITS[self.head_init](leaf.init))
         return found
 

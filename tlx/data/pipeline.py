@@ -81,10 +81,9 @@ def make_splits(
         for name, (examples, size) in wanted.items()
     }
     if config.storage != "memory" and not fits:
+        # Pictures that the network cannot take are found before anything is written.
         for split in splits.values():
-            split.row(
-                0
-            )  # pictures that the network cannot take are found before anything is written
+            split.row(0)
         return splits
     return {
         name: dataclasses.replace(split, in_memory=_decode_all(split))

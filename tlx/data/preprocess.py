@@ -17,7 +17,7 @@ from PIL import Image
 from tlx.config import DataConfig
 from tlx.data.image import upright_rgb
 from tlx.errors import InputError
-from tlx.weights.meta import ImagePreprocess
+from tlx.weights.meta import PREPROCESS_CHOICES, ImagePreprocess
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -67,12 +67,7 @@ def resolve(preprocess: ImagePreprocess, config: DataConfig) -> ImagePreprocess:
 
 def check(preprocess: ImagePreprocess) -> None:
     """Raises InputError where a field has a value that is not known here, as a file's meta may."""
-    known = {
-        "interpolation": tuple(INTERPOLATIONS),
-        "resize_mode": ("short_side", "squash"),
-        "channel_order": ("RGB", "BGR", "L"),
-    }
-    for name, choices in known.items():
+    for name, choices in PREPROCESS_CHOICES.items():
         value = getattr(preprocess, name)
         if value not in choices:
             raise InputError(f"{name} {value!r}, expected one of {', '.join(choices)}")

@@ -54,6 +54,11 @@ def with_values(model: Model, arrays: Mapping[str, Any]) -> Model:
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
 
 
+def is_within(path: str, modules: Iterable[str]) -> bool:
+    """Returns whether the value belongs to one of the modules, which are given by their paths."""
+    return any(path.startswith(f"{module}.") for module in modules)
+
+
 def initial_values(
     found: Mapping[str, Leaf], paths: Iterable[str], seed: int, sharding: Any = None
 ) -> Values:

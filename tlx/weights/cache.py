@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import errno
 import fcntl
@@ -10,11 +11,15 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.weights.files import sha256_of
+
+Answer = TypeVar("Answer")
 
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
@@ -79,6 +84,34 @@ def unwritable(path: Path, error: OSError) -> InputError:
 def one_line(text: str) -> str:
     """Returns the text with line breaks and runs of spaces as single spaces."""
     return " ".join(text.split())
+
+
+def in_time(ask: Callable[[], Answer], timeout: float) -> Answer:
+    """Returns what `ask` returns, and raises what it raises.
+
+    It runs in a thread of its own, since a name lookup obeys no timeout and several addresses or redirects would
+    each have the whole of it.
+
+    Args:
+      ask: asks a server.
+      timeout: seconds.
+
+    Raises:
+      TransferError: it took longer.
+    """
+    future: concurrent.futures.Future[Answer] = concurrent.futures.Future()
+
+    def run() -> None:
+        try:
+            future.set_result(ask())
+        except Exception as error:  # noqa: BLE001 (raised where it is waited for)
+            future.set_exception(error)
+
+    # A daemon: an executor's threads would be waited for when the interpreter ends.
+    threading.Thread(target=run, daemon=True).start()
+    if not concurrent.futures.wait([future], timeout).done:
+        raise TransferError(f"no answer within {timeout:g} s")
+    return future.result()
 
 
 def say(text: str) -> None:

@@ -9,11 +9,9 @@ import http.client
 import io
 import json
 import os
-import queue
 import re
 import shutil
 import sys
-import threading
 import time
 import urllib.error
 import urllib.request
@@ -23,7 +21,7 @@ from typing import Any
 
 from tlx.errors import InputError
 from tlx.files import write_json_atomic
-from tlx.weights.cache import TransferError, check, claim, one_line
+from tlx.weights.cache import TransferError, check, claim, in_time, one_line
 
 _CHUNK = 2**20  # bytes
 _CONNECTIONS = 4  # that may be broken off in one download, as long as each brought something
@@ -73,35 +71,23 @@ def download(url: str, path: Path, *, sha256: str, timeout: float) -> None:
 def connect(url: str, headers: dict[str, str], timeout: float) -> Any:
     """Returns the server's response, whose body is yet to be read; 416 is one, other refusals are not.
 
-    In a thread of its own, since a name lookup obeys no timeout and several addresses or redirects would
-    each have the whole of it.
-
     Raises:
       TransferError: no answer in time, or not the file.
     """
     request = urllib.request.Request(url, headers={"User-Agent": "tlx", **headers})
-    answers: queue.SimpleQueue[Any] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(urllib.request.build_opener(_Redirects).open(request, timeout=timeout))
-        except (OSError, http.client.HTTPException, ValueError) as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, daemon=True).start()
+    opener = urllib.request.build_opener(_Redirects)
     try:
-        answer = answers.get(timeout=timeout)
-    except queue.Empty:
-        raise TransferError(f"no answer within {timeout:g} s") from None
-    if isinstance(answer, urllib.error.HTTPError) and answer.code != 416:
+        return in_time(lambda: opener.open(request, timeout=timeout), timeout)
+    except urllib.error.HTTPError as answer:
+        if answer.code == 416:
+            return answer
         with answer:
             circle = " in a circle of redirects" if "infinite loop" in str(answer.reason) else ""
             reason = "" if circle else f" {one_line(str(answer.reason))}"
-            raise TransferError(f"the server answers {answer.code}{reason}{circle}")
-    if isinstance(answer, Exception) and not isinstance(answer, urllib.error.HTTPError):
-        reason = one_line(str(getattr(answer, "reason", answer)))
-        raise TransferError(reason or type(answer).__name__)
-    return answer
+            raise TransferError(f"the server answers {answer.code}{reason}{circle}") from None
+    except (OSError, http.client.HTTPException, ValueError) as error:
+        reason = one_line(str(getattr(error, "reason", error)))
+        raise TransferError(reason or type(error).__name__) from None
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import queue
 import re
-import threading
 from pathlib import Path, PurePosixPath
 
 import huggingface_hub
@@ -25,6 +23,7 @@ from tlx.weights.cache import (
     check,
     check_digits,
     claim,
+    in_time,
     missing,
     offline,
     one_line,
@@ -62,7 +61,7 @@ class _Wanted:
             folders.append(Path(constants.HF_HUB_CACHE))
         for folder in folders:
             path = self.copy(revision, folder)
-            if path and not _is_damaged(path, etag) and sha256_of(path).startswith(self.sha256):
+            if path and not _is_damaged(path, etag, self.sha256):
                 return path
         return None
 
@@ -116,8 +115,7 @@ def fetch_from_hub(
         return by_hand, ""
     revision = revision or constants.DEFAULT_REVISION
     wanted = _Wanted(repository, filename, sha256.lower(), (root / "hub").resolve())
-    here = wanted.good_copy(revision)
-    if here and (_COMMIT.fullmatch(revision) or _offline()):
+    if (_COMMIT.fullmatch(revision) or _offline()) and (here := wanted.good_copy(revision)):
         return here, wanted.commit(here)
     origin = f"{constants.ENDPOINT}/{repository}"
     if _offline():
@@ -125,6 +123,7 @@ def fetch_from_hub(
     try:
         answer = _ask(wanted, revision, timeout)
     except TransferError as error:
+        here = wanted.good_copy(revision)
         if not here:
             raise missing(by_hand, origin, str(error)) from error
         commit = wanted.commit(here)
@@ -171,28 +170,19 @@ def _offline() -> str:
 def _ask(wanted: _Wanted, revision: str, timeout: float) -> _Answer:
     """Returns what the hub says of the file.
 
-    In a thread of its own, since a name lookup obeys no timeout. Asked here and not by the download alone, which
-    tries for half a minute before it gives up.
+    Asked here and not by the download alone, which tries for half a minute before it gives up.
 
     Raises:
       TransferError: no answer in time, or another one.
     """
     url = huggingface_hub.hf_hub_url(wanted.repository, wanted.filename, revision=revision)
-    answers: queue.SimpleQueue[huggingface_hub.HfFileMetadata | Exception] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(huggingface_hub.get_hf_file_metadata(url, timeout=timeout))
-        except (OSError, errors.HTTPError, ValueError, ImportError) as error:
-            answers.put(error)  # ImportError: a SOCKS proxy needs a package more
-
-    threading.Thread(target=ask, daemon=True).start()
     try:
-        answer = answers.get(timeout=timeout)
-    except queue.Empty:
-        raise TransferError(f"no answer within {timeout:g} s") from None
-    if isinstance(answer, Exception):
-        raise TransferError(_reason(answer, wanted, revision)) from answer
+        answer = in_time(
+            lambda: huggingface_hub.get_hf_file_metadata(url, timeout=timeout), timeout
+        )
+    except (OSError, errors.HTTPError, ValueError, ImportError) as error:
+        # ImportError: a SOCKS proxy needs a package more.
+        raise TransferError(_reason(error, wanted, revision)) from error
     if not answer.commit_hash or not answer.etag:
         raise TransferError("what answers there is no hub: a proxy, or a page to log in?")
     return _Answer(answer.commit_hash, answer.etag)
@@ -275,11 +265,14 @@ def _linked_etag(path: Path) -> str:
     return path.readlink().name if path.is_symlink() else ""
 
 
-def _is_damaged(path: Path, etag: str) -> bool:
+def _is_damaged(path: Path, etag: str, sha256: str = "") -> bool:
+    """Whether a file is empty, or not the one of the ETag, where that is a checksum, and of the checksum."""
     if path.stat().st_size == 0:
         return True
     etag = _linked_etag(path) or etag
-    return bool(_SHA256.fullmatch(etag)) and sha256_of(path) != etag
+    expected = [etag] if _SHA256.fullmatch(etag) else []
+    expected += [sha256] if sha256 else []
+    return bool(expected) and not all(map(sha256_of(path).startswith, expected))
 
 
 def _remove_leftovers(wanted: _Wanted) -> None:

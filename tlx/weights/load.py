@@ -17,7 +17,7 @@ import numpy as np
 from tlx import models
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.base import Model
-from tlx.models.leaves import Leaf, leaves
+from tlx.models.leaves import Leaf, is_within, leaves
 from tlx.weights import catalog
 from tlx.weights.fetch import locate
 from tlx.weights.files import content_hash, read_weights, sha256_of
@@ -149,7 +149,7 @@ def fill(
     arrays = file.conversion.arrays
     fresh = {path for path in found if file.table.lacks(path)}
     if new_head:
-        fresh |= {path for path in found if _is_within(path, model.classifiers)}
+        fresh |= {path for path in found if is_within(path, model.classifiers)}
     if fitting.stem_init == "new" and _differs(model.input_kernel, found, arrays):
         fresh.add(model.input_kernel)
     missing = [path for path in found if path not in arrays and path not in fresh]
@@ -176,7 +176,7 @@ def _fit(
     for path, array in arrays.items():
         shape = found[path].shape
         new = array
-        if fitting.classes and _is_within(path, model.classifiers):
+        if fitting.classes and is_within(path, model.classifiers):
             if array.shape[-1] > max(fitting.classes):
                 new = select_classes(array, fitting.classes)
         elif path == model.input_kernel and new.ndim == len(shape) == 4:
@@ -197,15 +197,11 @@ def _differs(path: str, found: Mapping[str, Leaf], arrays: Mapping[str, np.ndarr
     return path in found and path in arrays and arrays[path].shape[:2] != found[path].shape[:2]
 
 
-def _is_within(path: str, modules: Sequence[str]) -> bool:
-    return any(path.startswith(f"{module}.") for module in modules)
-
-
 def _refuse_unknown(file: WeightsFile, found: Mapping[str, Leaf], removed: Sequence[str]) -> None:
     unknown = [
         file.conversion.names[path]
         for path in file.conversion.arrays
-        if path not in found and not _is_within(path, removed)
+        if path not in found and not is_within(path, removed)
     ]
     unknown += file.conversion.unknown
     if unknown:

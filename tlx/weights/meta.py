@@ -15,6 +15,14 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+# What the fields of ImagePreprocess may be that have names for values.
+PREPROCESS_CHOICES = {
+    "interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
+    "resize_mode": ("short_side", "squash"),
+    "channel_order": ("RGB", "BGR", "L"),
+}
+
+
 @dataclasses.dataclass(frozen=True)
 class ImagePreprocess:
     """How a picture becomes a network input.

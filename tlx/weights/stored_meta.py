@@ -12,16 +12,11 @@ from typing import Any
 
 from tlx.errors import InputError
 from tlx.weights.files import safetensors_metadata
-from tlx.weights.meta import ImagePreprocess, WeightsMeta
+from tlx.weights.meta import PREPROCESS_CHOICES, ImagePreprocess, WeightsMeta
 from tlx.weights.pickle_machine import short
 
 KEY = "tlx_meta"
 
-_CHOICES = {
-    "interpolation": ("nearest", "bilinear", "bicubic", "lanczos"),
-    "channel_order": ("RGB", "BGR", "L"),
-    "resize_mode": ("short_side", "squash"),
-}
 _TYPES: dict[type, dict[str, Any]] = {
     kind: typing.get_type_hints(kind) for kind in (WeightsMeta, ImagePreprocess)
 }
@@ -81,10 +76,9 @@ def _check_fields(kind: type, values: Any) -> None:
     for name, value in values.items():
         if not _fits(value, types[name]):
             raise ValueError(f"{name} is {short(repr(value)[:100])}")
-        if name in _CHOICES and value not in _CHOICES[name]:
-            raise ValueError(
-                f"{name} is {short(value)}, expected one of {', '.join(_CHOICES[name])}"
-            )
+        choices = PREPROCESS_CHOICES.get(name, (value,))
+        if value not in choices:
+            raise ValueError(f"{name} is {short(value)}, expected one of {', '.join(choices)}")
 
 
 def _fits(value: Any, kind: Any) -> bool:
