@@ -61,3 +61,8 @@ def timm_model(name: str, **options: Any) -> Any:
     import timm
 
     return timm.create_model(name, pretrained=False, **options)
+
+
+def timm_features(module: Any, x: Any) -> Any:
+    """What the classifier of timm's network reads."""
+    return module.forward_head(module.forward_features(x), pre_logits=True)

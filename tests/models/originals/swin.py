@@ -6,7 +6,7 @@ import re
 import numpy as np
 
 from tests.models.originals.renamed import Renamed
-from tests.models.reference import timm_model, torchvision_model
+from tests.models.reference import timm_features, timm_model, torchvision_model
 from tests.models.zoo import Original
 
 # torchvision's documented num_params.
@@ -34,7 +34,7 @@ def originals(name: str) -> tuple[Original, ...]:
             functools.partial(timm_model, name),
             "timm",
             _timm_outputs,
-            lambda module, x: module.forward_head(module.forward_features(x), pre_logits=True),
+            timm_features,
         ),
         Original(
             functools.partial(_microsoft, name),

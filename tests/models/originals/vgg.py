@@ -2,7 +2,7 @@
 
 import functools
 
-from tests.models.reference import timm_model, torchvision_model
+from tests.models.reference import timm_features, timm_model, torchvision_model
 from tests.models.zoo import Original
 
 # torchvision's documented num_params.
@@ -33,18 +33,14 @@ def originals(name: str) -> tuple[Original, ...]:
         Original(
             functools.partial(timm_model, name),
             "timm",
-            functools.partial(_outputs, _timm_prelogits),
-            _timm_prelogits,
+            functools.partial(_outputs, timm_features),
+            timm_features,
         ),
     )
 
 
 def _torchvision_prelogits(module, x):
     return module.classifier[:6](module.avgpool(module.features(x)).flatten(1))
-
-
-def _timm_prelogits(module, x):
-    return module.forward_head(module.forward_features(x), pre_logits=True)
 
 
 def _outputs(prelogits, module, x):

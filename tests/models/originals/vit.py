@@ -6,7 +6,7 @@ The names of transformers and of the authors of DINOv2 are compared in test_vit.
 import functools
 
 from tests.models.originals.renamed import Renamed
-from tests.models.reference import timm_model
+from tests.models.reference import timm_features, timm_model
 from tests.models.zoo import Original
 
 # torchvision's documented num_params for the base and large ones, timm's published counts for the others.
@@ -50,7 +50,7 @@ def originals(name: str) -> tuple[Original, ...]:
             functools.partial(timm_model, name),
             "timm",
             _timm_outputs,
-            lambda module, x: module.forward_head(module.forward_features(x), pre_logits=True),
+            timm_features,
         ),
         Original(
             functools.partial(torchvision_vit, name),
