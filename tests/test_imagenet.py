@@ -10,6 +10,7 @@ import tlx
 from tests.models.reference import random_arrays
 from tlx import config as config_lib
 from tlx import main
+from tlx.errors import InputError
 from tlx.models import abstract_model, family
 from tlx.models.leaves import leaves
 from tlx.weights.files import write_safetensors
@@ -90,7 +91,8 @@ def test_a_folder_in_wordnet_order_is_judged_by_all_thousand_classes(tmp_path, n
     assert by_hand >= 3  # the three that were put where the network sees them
     assert right == pytest.approx(by_hand)
     assert set(found["test/per_class_accuracy"]) <= set(labels.names)
-    assert found["weights_tag"] == "squeezenet1_1.tv_in1k" and found["weights_top1"] > 58
+    assert found["weights_base"] == "squeezenet1_1.tv_in1k"  # only named so
+    assert not {"weights_tag", "weights_top1"} & found.keys()
 
 
 def test_a_few_of_its_classes_are_judged_by_their_logits_alone(
@@ -128,6 +130,18 @@ def test_without_the_subset_the_way_out_is_named(tmp_path, network, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "2 of the 1000" in line and "data.class_subset=auto" in line
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [("model.weights", "none", "model.weights is none"), ("model.head", "new", "model.head=new")],
+)
+def test_a_subset_of_no_known_head_is_refused(tmp_path, network, field, value, message):
+    for seed, name in enumerate(("ant", "bee")):
+        picture(tmp_path / "val" / name / "1.png", seed)
+    subset = ("data.class_subset", "ant=310,bee=309")
+    with pytest.raises(InputError, match=message):
+        tlx.evaluate(options(network, tmp_path, subset, (field, value)), tmp_path / "run")
 
 
 @pytest.mark.shared

@@ -17,7 +17,7 @@ import importlib.util
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -281,21 +281,43 @@ def build(*layers: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Co
         for name, value in flatten(mapping).items():
             if name not in schema:
                 raise InputError(f"unknown config key {name!r}{nearest(name, schema)}")
-            values[name] = _coerce(name, value, schema[name][0])
-    for name, choices in CHOICES.items():
-        if values[name] not in choices:
-            expected = ", ".join(map(repr, choices))
-            raise InputError(
-                f"config.{name} is {values[name]!r}, expected one of {expected}"
-                f"{nearest(str(values[name]), choices)}"
-            )
-    for name, (low, high) in RANGES.items():
-        if not low <= values[name] <= high:
-            raise InputError(f"config.{name} is {values[name]!r}, expected {low} to {high}")
+            values[name] = _coerce(f"config.{name}", value, schema[name][0])
+    for name in (*CHOICES, *RANGES):
+        _check(name, values[name], f"config.{name}")
     for name in ("optimizer.warmup", "eval.every", "checkpoint.every"):
         duration_check(name, (values[name],))
     duration_check("optimizer.milestones", values["optimizer.milestones"])
     return _assemble(Config, values, "")
+
+
+def checked(name: str, value: Any, shown: str) -> Any:
+    """Returns a value as the field of that name would hold it; errors call it `shown`.
+
+    Raises:
+      InputError: a wrong type, or a value out of range.
+    """
+    value = _coerce(shown, value, fields()[name][0])
+    _check(name, value, shown)
+    return value
+
+
+def _check(name: str, value: Any, shown: str) -> None:
+    choices = CHOICES.get(name)
+    if choices is not None:
+        check_choice(shown, value, choices)
+    if name in RANGES:
+        low, high = RANGES[name]
+        if not low <= value <= high:
+            raise InputError(f"{shown} is {value!r}, expected {low} to {high}")
+
+
+def check_choice(shown: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises InputError where `value` is none of the choices; the error calls it `shown`."""
+    if value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise InputError(
+            f"{shown} is {value!r}, expected one of {expected}{nearest(str(value), choices)}"
+        )
 
 
 def duration_check(name: str, texts: Iterable[str]) -> None:
@@ -359,7 +381,7 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             text = text[1:-1] if text[:1] + text[-1:] in ("()", "[]") else text
             value = [part.strip() for part in text.split(",") if part.strip()]
         if not isinstance(value, (list, tuple)):
-            raise InputError(f"config.{name} is {value!r}, expected a comma-separated list")
+            raise InputError(f"{name} is {value!r}, expected a comma-separated list")
         return tuple(_coerce(name, part, item) for part in value)
     try:
         if kind is bool:
@@ -377,4 +399,4 @@ def _coerce(name: str, value: Any, kind: Any) -> Any:
             return str(value)
     except (ValueError, TypeError, OverflowError):
         pass
-    raise InputError(f"config.{name} is {value!r}, expected {kind.__name__}")
+    raise InputError(f"{name} is {value!r}, expected {kind.__name__}")

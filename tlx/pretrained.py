@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from tlx import models
-from tlx.config import nearest
+from tlx.config import check_choice, checked
 from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.layers import Initializer, zeros
@@ -52,6 +52,8 @@ def _small(init: Initializer) -> Initializer:
 
 
 _ALIGNMENT = 64  # bytes, of XLA's buffers on the CPU
+_COLUMNS = 16  # of float32, a line of the processor's cache
+_GROUP = 1 << 22  # bytes, of values that are copied and placed together
 
 # How a new head is drawn: from its layer's own initializer to the one that is used.
 HEAD_INITS: dict[str, Callable[[Initializer], Initializer]] = {
@@ -75,7 +77,7 @@ class Source:
     @functools.cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""
-        found = leaves(self.model)
+        found = self.loaded.leaves.copy() if self.loaded else leaves(self.model)
         for path, leaf in found.items():
             if is_within(path, self.model.classifiers):
                 found[path] = leaf._replace(init=HEAD_INITS[self.head_init](leaf.init))
@@ -85,12 +87,15 @@ class Source:
         """Returns all values on the devices: the file's, and the rest drawn from the seed."""
         found = self.leaves
         loaded = self.loaded.arrays if self.loaded else {}
+        placed: Values = {}
+
+        def copies(paths: Sequence[str]) -> list[np.ndarray]:
+            return [_own_copy(loaded[path], found[path].dtype) for path in paths]
+
+        groups = _groups(loaded)
         with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy copies without Python's lock
-            copies = pool.map(lambda path: _own_copy(loaded[path], found[path].dtype), loaded)
-            placed = {
-                path: jax.device_put(copy, sharding)
-                for path, copy in zip(loaded, copies, strict=True)
-            }
+            for paths, arrays in zip(groups, pool.map(copies, groups), strict=True):
+                placed |= zip(paths, jax.device_put(arrays, sharding), strict=True)
         missing = [path for path in found if path not in placed]
         fresh = initial_values(found, missing, seed, sharding)
         return {path: placed[path] if path in placed else fresh[path] for path in found}
@@ -103,6 +108,7 @@ class Source:
         meta = self.file.meta
         published = {
             "weights_tag": f"{meta.architecture}.{meta.tag}" if meta.tag else "",
+            "weights_base": meta.base,
             "weights_revision": meta.revision,
             "weights_top1": meta.top1,  # of ImageNet-1k, in percent, as its authors measured it
         }
@@ -140,8 +146,26 @@ def _own_copy(array: np.ndarray, dtype: Any) -> np.ndarray:
     memory = np.empty(size + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT
     copy = memory[start : start + size].view(dtype).reshape(array.shape)
-    copy[...] = array
+    if array.ndim < 2 or array.strides[-1] == array.itemsize:
+        copy[...] = array
+        return copy
+    # Rearranged, that is read across its lines of memory: fewer of them at once stay in the cache.
+    for start in range(0, array.shape[-1], _COLUMNS):
+        copy[..., start : start + _COLUMNS] = array[..., start : start + _COLUMNS]
     return copy
+
+
+def _groups(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
+    """Returns the names in groups of some megabytes each, for as few calls as may be."""
+    groups: list[list[str]] = []
+    size = _GROUP
+    for name, array in arrays.items():
+        if size >= _GROUP:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += array.nbytes
+    return groups
 
 
 def source(
@@ -201,6 +225,9 @@ def source(
     if file is None:
         return Source(model, None, None, head_init, overridden)
     loaded = fill(model, file, missing_ok=missing_ok, new_head=new_head, fitting=fitting)
+    auxiliary = [name for name, _, _ in model.auxiliary]
+    if loaded.fitted or not all(is_within(path, auxiliary) for path in loaded.fresh):
+        model.meta = base.derived()
     return Source(model, file, loaded, head_init, overridden)
 
 
@@ -240,10 +267,20 @@ def create_model(
     Raises:
       InputError, InputFileNotFoundError: see `tlx.weights.load`.
     """
-    name, chosen = name_and_weights(name, str(weights or "none"))
-    check_choice("head_init", head_init, tuple(HEAD_INITS))
-    check_choice("stem", stem, ("", "small"))
-    check_choice("stem_init", stem_init, ("crop", "new"))
+    name, chosen = name_and_weights(name, "none" if weights is None else str(weights))
+    if num_classes is not None and not (
+        isinstance(num_classes, (int, np.integer)) and num_classes >= 0
+    ):
+        raise InputError(f"num_classes is {num_classes!r}, expected how many, or 0 for no head")
+    missing_ok = checked("model.missing_ok", missing_ok, "missing_ok")
+    check_choice("dtype", dtype, ("float32", "bfloat16"))
+    in_channels = checked("model.in_channels", in_channels, "in_channels")
+    image_size = checked("data.image_size", image_size, "image_size")
+    stem = checked("model.stem", stem, "stem")
+    stem_init = checked("model.stem_init", stem_init, "stem_init")
+    head_init = checked("model.head_init", head_init, "head_init")
+    dropout = checked("model.dropout", dropout, "dropout")
+    drop_path = checked("model.drop_path", drop_path, "drop_path")
     file = open_weights(name, chosen) if chosen != "none" else None
     new = num_classes is not None and file is not None and num_classes not in (0, file.num_classes)
     found = source(
@@ -274,9 +311,14 @@ def name_and_weights(name: str, weights: str) -> tuple[str, str]:
     Raises:
       InputError: there is no such model, or two sets of weights are named.
     """
-    name, _, tag = name.partition(".")
-    if tag and weights not in ("none", tag):
-        raise InputError(f"two sets of weights: {name}.{tag} and {weights}; name one of them")
+    full = str(name)
+    name, dot, tag = full.partition(".")
+    if not weights or (dot and not tag):
+        raise InputError(
+            f"model {full!r}, weights {weights!r}: no set of weights is named; leave them out, or give none"
+        )
+    if tag and weights not in ("none", tag, full):
+        raise InputError(f"two sets of weights: {full} and {weights}; name one of them")
     return models.resolve(name), tag or weights
 
 
@@ -293,31 +335,41 @@ def shaped(
 
 
 def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
-    """Writes `.safetensors` with the source's own names and layouts, and the meta in its header.
+    """Writes `.safetensors` with the source's own names and layouts, and the (derived) meta in its header.
 
     Values that were not changed are written in the type they had in the file they came from; buffers that
     the network does not use are written as they were there.
 
     Args:
       model: with values.
-      path: of the file.
+      path: of the file, which ends in .safetensors.
       names: the project whose names are used ("torchvision", "timm", ...); "": that of the file which
-        the weights came from, or the first that the family knows.
+        the weights came from, or the first that the family knows. Another project's network may normalise with
+        another epsilon (`WeightsMeta.norm_epsilon`), which no weights file says.
 
     Raises:
-      InputError: no such names for this model, or the file cannot be written.
+      InputError: no such names for this model, it has no values, or the file cannot be written.
     """
-    meta, origin = model.meta, model.origin
+    meta, origin, path = model.meta.derived(), model.origin, Path(path)
+    if path.suffix != ".safetensors":
+        raise InputError(f"{str(path)!r}: what is written is safetensors: call it NAME.safetensors")
+    if path.exists() and not path.is_file():
+        raise InputError(f"{path} is there and is no file")
+    if not path.parent.is_dir():
+        raise InputError(f"cannot write {path}: there is no folder {path.parent}")
     tables = {t.name: t for t in models.family(meta.architecture).key_tables(meta.architecture)}
     chosen = names or (origin.table if origin else next(iter(tables)))
     check_choice("names", chosen, tuple(tables))
     own = origin if origin and origin.table == chosen else None
-    arrays = {name: np.asarray(value) for name, value in values(model).items()}
+    held = values(model)
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in held.values()):
+        raise InputError("the model has shapes and no values: make it with create_model or load")
+    arrays = {name: np.asarray(value) for name, value in held.items()}
     stored = tables[chosen].to_source(arrays, own.carried if own else None)
     for name, dtype in own.dtypes if own else ():
         if name in stored:
             stored[name] = _narrowed(stored[name], dtype)
-    write_safetensors(stored, Path(path), {"tlx_meta": json.dumps(meta.to_json()), "format": "pt"})
+    write_safetensors(stored, path, {"tlx_meta": json.dumps(meta.to_json()), "format": "pt"})
 
 
 def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
@@ -325,15 +377,6 @@ def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:
     narrow = array.astype(np.dtype(dtype))
     same = np.array_equal(narrow.astype(array.dtype), array, equal_nan=True)
     return narrow if same else array
-
-
-def check_choice(what: str, given: str, choices: Sequence[str]) -> None:
-    """Raises InputError where `given` is none of the choices."""
-    if given not in choices:
-        expected = ", ".join(map(repr, choices))
-        raise InputError(
-            f"{what} is {given!r}{nearest(given, choices)}: expected one of {expected}"
-        )
 
 
 def parameter_count(model: Model) -> int:

@@ -19,7 +19,7 @@ from tlx.data.class_subset import subset_hint
 from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.base import Model
-from tlx.models.leaves import leaves, with_values
+from tlx.models.leaves import is_within, leaves, with_values
 from tlx.setup import Setup, Tuning, prepare, prepare_tuning
 from tlx.summary import make_report, results, run_facts
 from tlx.tasks.classification import Evaluation
@@ -97,7 +97,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         print(*messages, f"checkpoint of step {position.step}", sep="\n", flush=True)
         step, facts = position.step, stored_facts(folder)[1]
     else:
-        _refuse_random_values(setup)
+        refuse_random_values(setup)
         values = setup.weights.place(config.seed, sharding)
         step, facts = 0, setup.weights.facts()
     name = setup.held_out
@@ -237,9 +237,12 @@ def _fingerprint(config: Config, splits: dict[str, pipeline.Split]) -> str:
     return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
 
 
-def _refuse_random_values(setup: Setup) -> None:
+def refuse_random_values(setup: Setup) -> None:
+    """Raises InputError where a value that evaluation uses would be drawn from the seed."""
     loaded = setup.weights.loaded
+    auxiliary = [name for name, _, _ in setup.model.auxiliary]  # of training: not evaluated
     fresh = loaded.fresh if loaded else tuple(setup.leaves)
+    fresh = tuple(path for path in fresh if not is_within(path, auxiliary))
     if fresh:
         file = setup.weights.file
         hint = subset_hint(setup.splits.class_names, file.meta) if file else ""

@@ -153,6 +153,11 @@ def prepare(
         file = None if own_weights == "none" else open_weights(own_name, own_weights)
         own = file.meta if file else default_meta(own_name)
         classes = resolve_subset(config.data.class_subset, names, own)
+        if classes and (file is None or config.model.head == "new"):
+            raise InputError(
+                "data.class_subset says which of the weights' classes the data's are, but "
+                + ("model.weights is none" if file is None else "model.head=new draws a new head")
+            )
         if not classes:
             splits = in_network_order(splits, own)
             names = splits.class_names
@@ -168,7 +173,7 @@ def prepare(
             head=config.model.head,
             head_init=config.model.head_init,
             missing_ok=config.model.missing_ok,
-            meta=dataclasses.replace(shaped, preprocess=resolved),
+            meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
             fitting=Fitting(config.model.stem_init, classes),
             dropout=config.model.dropout,
             drop_path=config.model.drop_path,

@@ -18,7 +18,7 @@ TINY = ConvNeXtPreset((1, 1, 2, 1), (4, 8, 12, 16), 0.5, 236)
 def tiny(seed=0):
     """A ConvNeXt of a few channels whose blocks weigh as much as their shortcuts."""
     meta = default_meta("convnext_tiny")
-    model = nnx.eval_shape(lambda: ConvNeXt(TINY, num_classes=3, meta=meta, rates=Rates()))
+    model = ConvNeXt(TINY, num_classes=3, meta=meta, rates=Rates())
     found = leaves(model)
     drawn = initial_values(found, found, seed)
     rng = np.random.default_rng(seed)
@@ -51,7 +51,8 @@ def with_values_of(module):
     rng = np.random.default_rng(0)
     state = nnx.state(module)
     for _, variable in nnx.to_flat_state(state):
-        variable[...] = rng.standard_normal(variable[...].shape).astype(np.float32)
+        shape = variable.get_value().shape
+        variable.set_value(rng.standard_normal(shape).astype(np.float32))
     nnx.update(module, state)
     return module
 
@@ -70,9 +71,7 @@ def test_training_is_seeded_by_its_key():
 def create_rates(rate):
     meta = default_meta("convnext_tiny")
     make = family("convnext_tiny").create
-    return nnx.eval_shape(
-        lambda: make("convnext_tiny", num_classes=3, meta=meta, rates=Rates(drop_path=rate))
-    )
+    return make("convnext_tiny", num_classes=3, meta=meta, rates=Rates(drop_path=rate))
 
 
 def test_pooling_comes_before_the_last_norm():

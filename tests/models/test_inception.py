@@ -6,18 +6,21 @@ import numpy as np
 import optax
 import pytest
 from flax import nnx
+from PIL import Image
 
 from tests.models.originals.inception import inception, originals
 from tests.models.reference import images, random_arrays
 from tests.models.zoo import built, table_of, tlx_with, torch_with
 from tlx import create_model, save_weights
-from tlx.config import TuneConfig
+from tlx.config import TuneConfig, build
 from tlx.data.augment import parse
 from tlx.data.preprocess import normalize
 from tlx.errors import InputError
 from tlx.models import abstract_model, default_meta
 from tlx.models.leaves import leaves, values, with_values
 from tlx.pretrained import source
+from tlx.run import refuse_random_values
+from tlx.setup import prepare
 from tlx.tasks import classification
 from tlx.training.mesh import make_mesh, place_batch, replicated
 from tlx.training.state import create_state
@@ -197,6 +200,25 @@ def test_files_without_the_auxiliary_classifier_are_read_and_written_as_they_are
     back = read_weights(tmp_path / "back.safetensors")
     assert back.keys() == arrays_of("timm").keys()
     assert all(back[key].tobytes() == array.tobytes() for key, array in arrays_of("timm").items())
+
+
+def test_without_the_auxiliary_classifier_a_network_can_be_evaluated(files, tmp_path):
+    for name in ("ant", "bee"):
+        (tmp_path / "val" / name).mkdir(parents=True)
+        Image.new("RGB", (30, 30)).save(tmp_path / "val" / name / "1.png")
+    config = {
+        "model.name": NAME,
+        "model.weights": str(files["timm"]),
+        "data.source": "folder",
+        "data.root": str(tmp_path),
+        "data.class_subset": "ant=1,bee=0",
+    }
+    setup, _ = prepare(build(config), training=False)
+    assert all(path.startswith("aux.") for path in setup.weights.loaded.fresh)
+    refuse_random_values(setup)
+    setup, _ = prepare(build(config | {"data.class_subset": ""}), training=False)
+    with pytest.raises(InputError, match="2 values come from no file"):
+        refuse_random_values(setup)
 
 
 def test_known_weights_are_prepared_as_the_network_wants_them():

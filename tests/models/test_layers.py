@@ -11,9 +11,9 @@ def filled(layer, rng):
     arrays = {}
     for name, value in vars(layer).items():
         if hasattr(value, "get_metadata"):
-            draw = rng.standard_normal(value[...].shape).astype(np.float32)
+            draw = rng.standard_normal(value.get_value().shape).astype(np.float32)
             arrays[name] = 1 + 0.3 * np.tanh(draw) if name in ("scale", "var") else draw
-            value[...] = jnp.asarray(arrays[name])
+            value.set_value(jnp.asarray(arrays[name]))
     return arrays
 
 
@@ -62,7 +62,7 @@ def test_batchnorm_gradients_and_statistics_equal_pytorchs():
         network = BatchNorm(4)
         network.use_running_average = False
         for name, value in arrays.items():
-            getattr(network, name)[...] = jnp.asarray(value)
+            getattr(network, name).set_value(jnp.asarray(value))
         return jnp.sum(network(x) * weights)
 
     gradient = jax.grad(loss)(jnp.asarray(x))
@@ -75,7 +75,7 @@ def test_batchnorm_gradients_and_statistics_equal_pytorchs():
 
 def test_convolution_pads_evenly_and_not_as_same_does():
     layer = Conv(1, 1, 3, stride=2, padding=1)
-    layer.kernel[...] = jnp.arange(9.0).reshape(3, 3, 1, 1)
+    layer.kernel.set_value(jnp.arange(9.0).reshape(3, 3, 1, 1))
     x = jnp.arange(16.0).reshape(1, 4, 4, 1)
     padded = np.pad(np.asarray(x)[0, :, :, 0], 1)
     kernel = np.arange(9.0).reshape(3, 3)

@@ -25,7 +25,7 @@ TINY = SwinPreset((2, 2, 2, 2), 32, 0.3, 232)
 def tiny(arrays=None, seed=0):
     """A Swin of few blocks and channels, with torchvision's arrays or random values."""
     meta = default_meta(NAME)
-    model = nnx.eval_shape(lambda: Swin(TINY, num_classes=5, meta=meta, rates=Rates()))
+    model = Swin(TINY, num_classes=5, meta=meta, rates=Rates())
     if arrays is not None:
         return with_values(model, tables(TINY.depths)[0].to_target(arrays).arrays)
     rng = np.random.default_rng(seed)
@@ -44,8 +44,8 @@ def filled(block):
     state = nnx.state(block)
     for path, variable in nnx.to_flat_state(state):
         scale = 1.0 if "position_bias" in path else 0.3
-        draw = rng.standard_normal(variable[...].shape).astype(np.float32)
-        variable[...] = scale * draw
+        draw = rng.standard_normal(variable.get_value().shape).astype(np.float32)
+        variable.set_value(scale * draw)
     nnx.update(block, state)
     return block
 

@@ -251,7 +251,7 @@ def maps(count, side, channels):
 def tiny_vgg(rates):
     """A VGG of few hidden units, whose second hidden layer returns what it reads."""
     preset, meta = VGGPreset((1,) * 5, batchnorm=True, hidden=500), default_meta("vgg11_bn")
-    model = nnx.eval_shape(lambda: VGG(preset, num_classes=500, meta=meta, rates=rates))
+    model = VGG(preset, num_classes=500, meta=meta, rates=rates)
     model = filled(model)
     arrays = values(model) | {"prelogits.fc2.kernel": np.eye(500, dtype=np.float32)}
     arrays["prelogits.fc2.bias"] = np.zeros(500, np.float32)
@@ -365,7 +365,7 @@ def test_resnets_drop_the_branches_of_whole_examples():
 def test_bottlenecks_drop_the_branch_beside_a_projection():
     preset = ResNetPreset((1, 2), widths=(8, 16), bottleneck=True)
     meta, rates = default_meta("resnet50"), Rates(drop_path=0.5)
-    model = nnx.eval_shape(lambda: ResNet(preset, num_classes=3, meta=meta, rates=rates))
+    model = ResNet(preset, num_classes=3, meta=meta, rates=rates)
     model = filled(model)
     block, x = model.layer2[0], maps(300, 4, 32)
     y = jax.nn.relu(block.bn2(block.conv2(jax.nn.relu(block.bn1(block.conv1(x))))))

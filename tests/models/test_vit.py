@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from tests.models.reference import images, random_arrays, timm_model
 from tlx import create_model
@@ -97,7 +96,7 @@ def test_other_sizes_at_call_time_are_named_with_the_networks_own():
     model = abstract_model(TINY, num_classes=0)
     for shape in ((1, 97, 131, 3), (1, 256, 256, 3), (1, 224, 208, 3)):
         with pytest.raises(InputError, match=f"{shape[1]}x{shape[2]} pixels.*for 224x224"):
-            nnx.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.float32))
+            jax.eval_shape(model, jax.ShapeDtypeStruct(shape, jnp.float32))
 
 
 @pytest.mark.parametrize("size", [8, 230])

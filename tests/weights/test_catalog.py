@@ -190,21 +190,22 @@ def test_identify_goes_by_content_then_by_a_name_that_only_one_has():
     known = catalog.entries()
     elsewhere = Path("somewhere/model.pth")
     assert catalog.identify(elsewhere, "11ad3fa6" + "0" * 56) is known["resnet50.tv2_in1k"]
-    assert catalog.identify(Path("resnet50-11ad3fa6.pth"), "0" * 64) is known["resnet50.tv2_in1k"]
+    named = catalog.identify(Path("resnet50-11ad3fa6.pth"), "0" * 64)
+    assert named == known["resnet50.tv2_in1k"].derived()
     assert catalog.identify(elsewhere, "0" * 64) is None
     assert catalog.identify(Path("model.safetensors"), "0" * 64) is None
 
 
 def test_identify_knows_files_released_before_they_moved_to_the_hub():
     filename = "resnet50_a1_0-14fe96d1.pth"
-    for path, sha256 in ((Path("x.pth"), "14fe96d1" + "0" * 56), (Path(filename), "0" * 64)):
-        meta = catalog.identify(path, sha256)
-        assert meta is not None and meta.source.endswith(f"/{filename}")
-        assert (meta.filename, meta.sha256, meta.revision) == (filename, "14fe96d1", "")
-        own = catalog.entries()["resnet50.a1_in1k"]
-        assert meta == dataclasses.replace(
-            own, source=meta.source, filename=filename, sha256="14fe96d1", revision=""
-        )
+    meta = catalog.identify(Path("x.pth"), "14fe96d1" + "0" * 56)
+    assert meta is not None and meta.source.endswith(f"/{filename}")
+    assert (meta.filename, meta.sha256, meta.revision) == (filename, "14fe96d1", "")
+    own = catalog.entries()["resnet50.a1_in1k"]
+    assert meta == dataclasses.replace(
+        own, source=meta.source, filename=filename, sha256="14fe96d1", revision=""
+    )
+    assert catalog.identify(Path(filename), "0" * 64) == own.derived()
 
 
 def test_no_two_files_share_a_checksum_or_a_name_other_than_the_hubs():

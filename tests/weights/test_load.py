@@ -1,12 +1,13 @@
 import json
 import struct
 
+import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
 
 from tests.models.reference import images, random_arrays
-from tlx import create_model, save_weights
+from tlx import create_model, preprocess, save_weights
 from tlx.errors import InputError
 from tlx.models import abstract_model, family
 from tlx.models import leaves as leaves_module
@@ -19,7 +20,7 @@ NAME = "resnet20_cifar"
 
 def arrays_of(name=NAME, num_classes=10):
     """A complete file's arrays under the source's names, drawn from the names."""
-    (table,) = family(name).key_tables(name)
+    table, *_ = family(name).key_tables(name)
     found = leaves(abstract_model(name, num_classes=num_classes))
     zeros = {path: np.broadcast_to(np.float32(0), leaf.shape) for path, leaf in found.items()}
     return random_arrays({key: a.shape for key, a in table.to_source(zeros, {}).items()})
@@ -118,9 +119,20 @@ def test_unknown_keys_and_other_shapes_are_named(write):
         create_model(NAME, weights=write(arrays))
 
 
+def test_values_that_are_no_real_numbers_are_refused(write):
+    for dtype in (np.int8, np.int64, np.bool_):
+        arrays = arrays_of()
+        arrays["layer2.1.conv1.weight"] = arrays["layer2.1.conv1.weight"].astype(dtype)
+        kind = np.dtype(dtype).name
+        with pytest.raises(InputError, match=rf"layer2\.1\.conv1\.weight .* holds {kind} values"):
+            create_model(NAME, weights=write(arrays))
+    arrays["layer2.1.conv1.weight"] = np.zeros((32, 32, 3, 3), ml_dtypes.bfloat16)
+    assert create_model(NAME, weights=write(arrays)).head is not None
+
+
 def test_weights_of_another_architecture_are_refused(write):
     with pytest.raises(
-        InputError, match=r"lacks .* of the .* values of resnet18|does not look like resnet18"
+        InputError, match=r"lacks .* of the .* values of resnet18.*weights of another architecture"
     ):
         create_model("resnet18", weights=write(arrays_of()))
     with pytest.raises(InputError, match="does not look like"):
@@ -143,14 +155,30 @@ def test_head_is_kept_only_when_the_class_names_match(write):
     new = source(NAME, str(path), class_names=cifar, head="new")
     assert same.loaded.fresh == kept.loaded.fresh == ()
     assert other.loaded.fresh == new.loaded.fresh == ("head.bias", "head.kernel")
-    assert other.loaded.dropped == ("linear.weight", "linear.bias") or set(
-        other.loaded.dropped
-    ) == {
-        "linear.weight",
-        "linear.bias",
-    }
+    assert set(other.loaded.dropped) == {"linear.weight", "linear.bias"}
     with pytest.raises(InputError, match="has a head of 10 classes and the data has 3"):
         source(NAME, str(path), class_names=["a", "b", "c"], head="keep")
+
+
+def test_what_identifies_published_weights_ends_where_they_are_changed(tmp_path):
+    same = create_model("resnet20_cifar.glyphs")
+    assert same.meta.tag == "glyphs" and same.meta.sha256 and not same.meta.base
+    changed = create_model("resnet20_cifar.glyphs", num_classes=3)
+    assert changed.meta.base == "resnet20_cifar.glyphs"
+    assert not any((changed.meta.tag, changed.meta.sha256, changed.meta.source))
+    save_weights(same, tmp_path / "saved.safetensors")
+    saved = create_model(NAME, weights=tmp_path / "saved.safetensors").meta
+    assert saved == same.meta.derived() == saved.derived()
+    assert saved.class_names == same.meta.class_names and saved.license == same.meta.license
+
+
+def test_a_file_of_a_known_name_and_another_content_is_not_the_known_one(write):
+    found = source(NAME, str(write(arrays_of(), "resnet20-12fca82f.th")))
+    assert found.file.meta_origin == (
+        "named as resnet20_cifar.akamaster_cifar10, but of another content"
+    )
+    assert found.model.meta.base == "resnet20_cifar.akamaster_cifar10"
+    assert "weights_tag" not in found.facts()
 
 
 def test_number_of_classes(write):
@@ -170,7 +198,7 @@ def test_export_of_an_import_is_the_file_and_carries_the_meta(write, tmp_path):
     meta = json.loads(safetensors_metadata(tmp_path / "out.safetensors")["tlx_meta"])
     assert meta["class_names"][:2] == ["airplane", "automobile"]
     again = create_model(NAME, weights=tmp_path / "out.safetensors")
-    assert again.meta == model.meta
+    assert again.meta == model.meta.derived()
     np.testing.assert_array_equal(again(images(1, 32, 32)), model(images(1, 32, 32)))
 
 
@@ -179,8 +207,79 @@ def test_tags_and_missing_files():
         InputError, match=r"no weights 'tv_in2k' for resnet18; did you mean 'tv_in1k'"
     ):
         create_model("resnet18", weights="tv_in2k")
-    with pytest.raises(FileNotFoundError, match=r"no weights file nowhere/net\.pth"):
-        create_model("resnet18", weights="nowhere/net.pth")
+    for path in ("nowhere/net.pth", "net.ckpt", "~no_such_user/net", "a/" * 3000):
+        with pytest.raises(FileNotFoundError, match=f"no weights file {path[:20]}"):
+            create_model("resnet18", weights=path)
+    with pytest.raises(InputError, match="no weights 'aaa"):
+        create_model("resnet18", weights="a" * 5000)
+
+
+def test_a_known_tag_is_not_the_file_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glyphs").write_bytes(b"no weights")
+    assert create_model(f"{NAME}.glyphs").meta.tag == "glyphs"
+    assert create_model(NAME, weights="glyphs").meta.tag == "glyphs"
+    assert create_model(f"{NAME}.glyphs", weights=f"{NAME}.glyphs").meta.tag == "glyphs"
+    with pytest.raises(InputError, match="neither safetensors nor a torch file"):
+        create_model(NAME, weights="./glyphs")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": None}, "unknown model 'None'"),
+        ({"name": f"{NAME}."}, "no set of weights is named"),
+        ({"weights": ""}, "no set of weights is named"),
+        ({"num_classes": -1}, "num_classes is -1"),
+        ({"num_classes": 2.5}, r"num_classes is 2\.5"),
+        ({"num_classes": "5"}, "num_classes is '5'"),
+        ({"in_channels": -1}, "in_channels is -1, expected 0 to 1024"),
+        ({"in_channels": 1500}, "in_channels is 1500"),
+        ({"image_size": -5}, "image_size is -5"),
+        ({"image_size": 224.5}, r"image_size is 224\.5, expected int"),
+        ({"dtype": "bfloat"}, "dtype is 'bfloat', expected one of .* did you mean 'bfloat16'"),
+        ({"dropout": 1.5}, r"dropout is 1\.5, expected -1\.0 to 0\.99"),
+        ({"drop_path": "much"}, "drop_path is 'much', expected float"),
+        ({"head_init": "zeros"}, "head_init is 'zeros', expected one of .* did you mean 'zero'"),
+        ({"stem": "tiny"}, "stem is 'tiny'"),
+        ({"missing_ok": 3}, "missing_ok is 3, expected a comma-separated list"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments, message):
+    with pytest.raises(InputError, match=message):
+        create_model(**({"name": NAME} | arguments))
+
+
+def test_inputs_of_another_shape_are_named():
+    model = create_model(NAME)
+    for shape in ((32, 32, 3), (2, 3, 32, 32), (2, 32, 32)):
+        with pytest.raises(InputError, match=r"takes pictures \[B, H, W, 3\], not \["):
+            model(np.zeros(shape, np.float32))
+    with pytest.raises(InputError, match="preprocess: expected a model"):
+        preprocess(NAME)
+
+
+def test_weights_are_saved_where_a_file_can_be(tmp_path):
+    model = create_model(NAME)
+    for path, message in (
+        (tmp_path / "net.pth", r"call it NAME\.safetensors"),
+        ("", r"call it NAME\.safetensors"),
+        (tmp_path / "no" / "net.safetensors", "there is no folder"),
+        (tmp_path / "folder.safetensors", "is no file"),
+    ):
+        (tmp_path / "folder.safetensors").mkdir(exist_ok=True)
+        with pytest.raises(InputError, match=message):
+            save_weights(model, path)
+    with pytest.raises(InputError, match="shapes and no values"):
+        save_weights(abstract_model(NAME, num_classes=3), tmp_path / "net.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder.safetensors"]
+
+
+def test_what_two_projects_files_have_in_common_needs_no_choice(write):
+    name = "vgg11"
+    arrays = {k: v for k, v in arrays_of(name, 1000).items() if k.startswith("features.")}
+    found = source(name, str(write(arrays)), missing_ok=("prelogits", "head"))
+    assert found.file.table.name == "torchvision" and len(found.loaded.arrays) == len(arrays)
 
 
 @pytest.mark.shared

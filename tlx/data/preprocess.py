@@ -138,6 +138,10 @@ def preprocess_fn(source: Any) -> Callable[[Image.Image | np.ndarray], np.ndarra
     """
     meta = getattr(source, "meta", source)
     preprocess: ImagePreprocess = getattr(meta, "preprocess", meta)
+    if not isinstance(preprocess, ImagePreprocess):
+        raise InputError(
+            f"preprocess: expected a model, a WeightsMeta or an ImagePreprocess, not {source!r}"
+        )
     check(preprocess)
 
     def apply(picture: Image.Image | np.ndarray) -> np.ndarray:

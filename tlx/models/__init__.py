@@ -121,15 +121,10 @@ def abstract_model(
     Raises:
       InputError: the model does not exist, or not in this shape.
     """
-    from flax import nnx
-
     from tlx.models.base import Rates
 
     name, module = resolve(name), family(name)
     meta = meta or module.default_meta(name)
     if meta.stem == "small" and not getattr(module, "SMALL_STEM", False):
         raise InputError(f"{name} has no small-image stem (model.stem=small)")
-    rates = Rates(dropout, drop_path)
-    return nnx.eval_shape(
-        lambda: module.create(name, num_classes=num_classes, meta=meta, rates=rates)
-    )
+    return module.create(name, num_classes=num_classes, meta=meta, rates=Rates(dropout, drop_path))

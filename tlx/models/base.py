@@ -137,8 +137,21 @@ class Model(nnx.Module):
         """
         return None
 
+    def as_input(self, x: jax.Array | np.ndarray) -> jax.Array:
+        """Returns pictures [B, H, W, C] in the compute type.
+
+        Raises:
+          InputError: they have another shape, or not the network's number of channels.
+        """
+        channels = self.meta.preprocess.channels
+        if np.ndim(x) != 4 or np.shape(x)[-1] != channels:
+            raise InputError(
+                f"{self.meta.architecture} takes pictures [B, H, W, {channels}], not {list(np.shape(x))}"
+            )
+        return jnp.asarray(x, self.dtype)
+
     def _pooled(self, x: jax.Array | np.ndarray, key: jax.Array | None) -> jax.Array:
-        return self.pool(self.run(jnp.asarray(x, self.dtype), key=key))
+        return self.pool(self.run(self.as_input(x), key=key))
 
     def _classify(self, features: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.head is None:

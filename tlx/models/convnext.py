@@ -143,7 +143,7 @@ class ConvNeXt(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> ConvNeXt:
-    """Returns the ConvNeXt called `name`, zeros for values: see `tlx.models.abstract_model`."""
+    """Returns the ConvNeXt called `name`, shapes for values: see `tlx.models.abstract_model`."""
     return ConvNeXt(PRESETS[name], num_classes=num_classes, meta=meta, rates=rates)
 
 

@@ -139,7 +139,7 @@ class DenseNet(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> DenseNet:
-    """Returns the DenseNet called `name`, with zeros for values: see `tlx.models.abstract_model`.
+    """Returns the DenseNet called `name`, with shapes for values: see `tlx.models.abstract_model`.
 
     Raises:
       InputError: a rate of stochastic depth is asked for.

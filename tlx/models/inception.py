@@ -313,14 +313,14 @@ class Inception(Model):
         if self.aux is None or not self.auxiliary:
             return super().training_outputs(x, key)
         ((_, position, weight),) = self.auxiliary
-        carry = self.run(jnp.asarray(x, self.dtype), stop=position, key=key)
+        carry = self.run(self.as_input(x), stop=position, key=key)
         further = self.aux(carry).astype(jnp.float32)
         carry = self.run(carry, start=position, key=key)
         return self._classify(self.pool(carry), key), ((further, weight),)
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> Inception:
-    """Returns the Inception called `name`, zeros for values: see `tlx.models.abstract_model`.
+    """Returns the Inception called `name`, shapes for values: see `tlx.models.abstract_model`.
 
     Raises:
       InputError: a rate of stochastic depth is asked for.

@@ -1,6 +1,6 @@
 """Thin layers: a parameter or two and a function.
 
-They hold no random state: a leaf's initial value is drawn by `tlx.models.leaves.initial_values`, only where no
+They are made without values and hold no random state: a leaf's initial value is drawn by `tlx.models.leaves.initial_values`, only where no
 weights file fills it, from the initializer that the leaf carries as metadata. Images are [B, H, W, C].
 """
 
@@ -84,13 +84,13 @@ def _pair(size: Size) -> tuple[int, int]:
 
 
 def parameter(shape: tuple[int, ...], init: Initializer) -> nnx.Param[jax.Array]:
-    """Returns a float32 parameter that knows how to draw its own initial value."""
-    return nnx.Param(jnp.zeros(shape, jnp.float32), init=init)
+    """Returns a float32 parameter that has a shape, no value yet, and knows how to draw its initial one."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
 def statistic(shape: tuple[int, ...], init: Initializer) -> nnx.BatchStat[jax.Array]:
     """Returns a float32 running statistic: it changes in training but is not differentiated."""
-    return nnx.BatchStat(jnp.zeros(shape, jnp.float32), init=init)
+    return nnx.BatchStat(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
 class Conv(nnx.Module):

@@ -6,14 +6,16 @@ A path is the attribute path joined by dots, as `layer4.0.conv1.kernel`.
 from __future__ import annotations
 
 import functools
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from flax import nnx
 
+from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.layers import Constant
 
@@ -52,6 +54,19 @@ def with_values(model: Model, arrays: Mapping[str, Any]) -> Model:
     graphdef, state = nnx.split(model)
     filled = [(path, v.replace(arrays[_join(path)])) for path, v in nnx.to_flat_state(state)]
     return nnx.merge(graphdef, nnx.from_flat_state(filled))
+
+
+def matcher(pattern: str, field: str) -> Callable[[str], bool]:
+    """Returns whether a path is meant by a pattern: a module's path (its whole subtree) or a regex.
+
+    Raises:
+      InputError: it is no regular expression; `field` says where it stands.
+    """
+    try:
+        regex = re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"{field}: {pattern!r} is not a regular expression: {error}") from error
+    return lambda path: path.startswith(f"{pattern}.") or regex.fullmatch(path) is not None
 
 
 def is_within(path: str, modules: Iterable[str]) -> bool:

@@ -104,7 +104,7 @@ PRESETS = {
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> MBConvNet:
-    """Returns the MobileNet called `name`, with zeros for values: see `tlx.models.abstract_model`."""
+    """Returns the MobileNet called `name`, with shapes for values: see `tlx.models.abstract_model`."""
     return MBConvNet(PRESETS[name], num_classes=num_classes, meta=meta, rates=rates)
 
 

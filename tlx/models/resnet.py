@@ -221,7 +221,7 @@ class ResNet(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> ResNet:
-    """Returns the ResNet called `name`, with zeros for values: see `tlx.models.abstract_model`."""
+    """Returns the ResNet called `name`, with shapes for values: see `tlx.models.abstract_model`."""
     return ResNet(PRESETS[name], num_classes=num_classes, meta=meta, rates=rates)
 
 

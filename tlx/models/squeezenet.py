@@ -162,7 +162,7 @@ class SqueezeNet(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> SqueezeNet:
-    """Returns the SqueezeNet called `name`, with zeros for values: see `tlx.models.abstract_model`.
+    """Returns the SqueezeNet called `name`, with shapes for values: see `tlx.models.abstract_model`.
 
     Raises:
       InputError: a rate of stochastic depth is asked for.

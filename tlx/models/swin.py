@@ -205,7 +205,7 @@ class Swin(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> Swin:
-    """Returns the Swin called `name`, with zeros for values: see `tlx.models.abstract_model`."""
+    """Returns the Swin called `name`, with shapes for values: see `tlx.models.abstract_model`."""
     return Swin(PRESETS[name], num_classes=num_classes, meta=meta, rates=rates)
 
 

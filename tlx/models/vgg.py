@@ -143,7 +143,7 @@ class VGG(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> VGG:
-    """Returns the VGG called `name`, with zeros for values: see `tlx.models.abstract_model`.
+    """Returns the VGG called `name`, with shapes for values: see `tlx.models.abstract_model`.
 
     Raises:
       InputError: a rate of stochastic depth is asked for.

@@ -222,7 +222,7 @@ class ViT(Model):
 
 
 def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> ViT:
-    """Returns the Vision Transformer called `name`, with zeros for values: see `tlx.models.abstract_model`."""
+    """Returns the Vision Transformer called `name`, with shapes for values: see `tlx.models.abstract_model`."""
     return ViT(PRESETS[name], num_classes=num_classes, meta=meta, rates=rates)
 
 

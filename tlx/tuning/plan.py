@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 
 from tlx.config import TuneConfig, nearest
 from tlx.errors import InputError
-from tlx.models.leaves import Leaf
+from tlx.models.leaves import Leaf, matcher
 
 FROZEN = "frozen"  # the group that is not trained
 
@@ -137,18 +136,11 @@ def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) 
 
     A pattern matches a path by `re.fullmatch`; a bare module path (`layer4`, `layer4.0`) means its subtree.
     """
-    compiled = []
-    for pattern, group in ordered:
-        try:
-            compiled.append((pattern, re.compile(pattern), group))
-        except re.error as error:
-            raise InputError(
-                f"tune.rules: {pattern!r} is not a regular expression: {error}"
-            ) from error
+    compiled = [(pattern, matcher(pattern, "tune.rules"), group) for pattern, group in ordered]
     labels, hits = {}, dict.fromkeys((pattern for pattern, _ in ordered), 0)
     for path in parameters:
-        for pattern, regex, group in compiled:
-            if path.startswith(f"{pattern}.") or regex.fullmatch(path):
+        for pattern, matches, group in compiled:
+            if matches(path):
                 labels[path] = group
                 hits[pattern] += 1
                 break

@@ -46,24 +46,31 @@ def find(architecture: str, tag: str) -> WeightsMeta:
     Raises:
       InputError: there is none; names those of the architecture.
     """
+    if meta := get(architecture, tag):
+        return meta
+    own = models.ALIASES.get(architecture, architecture)
+    tags = [meta.tag for meta in entries().values() if meta.architecture == own]
+    raise InputError(
+        f"no weights {tag!r} for {architecture}{nearest(tag, tags)} (there are: {', '.join(tags) or 'none'}; "
+        "or give the path of a .pth, .bin or .safetensors file)"
+    )
+
+
+def get(architecture: str, tag: str) -> WeightsMeta | None:
+    """Returns the entry as `find` does, or None."""
     known = entries()
     own = models.ALIASES.get(architecture, architecture)
     head, dot, rest = tag.partition(".")
     full = f"{models.ALIASES.get(head, head)}{dot}{rest}"
-    name = full if full in known else f"{own}.{tag}"
-    if name in known and known[name].architecture == own:
-        return known[name]
-    tags = [meta.tag for meta in known.values() if meta.architecture == own]
-    raise InputError(
-        f"no weights {tag!r} for {architecture}{nearest(tag, tags)} (there are: {', '.join(tags) or 'none'}; "
-        "or give the path of a .pth, .th or .safetensors file)"
-    )
+    meta = known.get(full) or known.get(f"{own}.{tag}")
+    return meta if meta and meta.architecture == own else None
 
 
 def identify(path: Path, sha256: str) -> WeightsMeta | None:
     """Returns the entry for a file, by its content, else by its name; None where it is not known.
 
-    A name that several sets of weights have in common (the hub's model.safetensors) says nothing. Of weights
+    A name that several sets of weights have in common (the hub's model.safetensors) says nothing. A file that
+    has the name of one and another content was made from it, or saved again: the meta is then `derived`. Of weights
     that were released under a name of their own before they moved to the hub, that file is known as well; its
     meta says so in source, filename and sha256.
     """
@@ -72,7 +79,9 @@ def identify(path: Path, sha256: str) -> WeightsMeta | None:
         if meta.sha256 and sha256.startswith(meta.sha256):
             return meta
     named = [meta for meta in files if meta.filename == path.name]
-    return named[0] if len(named) == 1 else None
+    if len(named) != 1:
+        return None
+    return named[0].derived() if named[0].sha256 else named[0]
 
 
 @functools.cache

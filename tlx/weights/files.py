@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import hashlib
 import json
 import mmap
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -137,10 +139,31 @@ def write_safetensors(
 def sha256_of(path: str | Path) -> str:
     """Returns the file's SHA-256 as 64 hexadecimal digits. Raises as `map_file` does."""
     map_file(Path(path)).close()  # says what is wrong with it
-    with open(
-        path, "rb"
-    ) as file:  # read, not mapped: its pages would count as memory of the process
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return _sha256(path, threading.Event())
+
+
+@contextlib.contextmanager
+def hashing(path: str | Path) -> Iterator[Callable[[], str]]:
+    """Computes the file's SHA-256 beside the block; what it yields waits for it and returns it.
+
+    When the block ends, whether it asked or not, so does the computation.
+    """
+    stop = threading.Event()
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        digest = pool.submit(_sha256, path, stop)
+        try:
+            yield digest.result
+        finally:
+            stop.set()
+
+
+def _sha256(path: str | Path, stop: threading.Event) -> str:
+    digest, part = hashlib.sha256(), memoryview(bytearray(1 << 20))
+    # Read, not mapped: its pages would count as memory of the process.
+    with open(path, "rb", buffering=0) as file:
+        while not stop.is_set() and (size := file.readinto(part)):
+            digest.update(part[:size])
+    return digest.hexdigest()
 
 
 def content_hash(arrays: Mapping[str, np.ndarray]) -> str:

@@ -6,27 +6,31 @@ named as initialised. Exceptions are made by name only (`missing_ok`, and the he
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from tlx import models
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.base import Model
-from tlx.models.leaves import Leaf, is_within, leaves
+from tlx.models.leaves import Leaf, is_within, leaves, matcher
 from tlx.weights import catalog
 from tlx.weights.fetch import locate
-from tlx.weights.files import content_hash, read_weights, sha256_of
+from tlx.weights.files import content_hash, hashing, read_weights
 from tlx.weights.keymap import Conversion, KeyTable, Origin
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.stored_meta import stored_meta
 from tlx.weights.surgery import centre_crop, input_channels, select_classes
 
 STORED = "stored in the file"  # how a meta was found
+
+# How a file of weights may be called, to tell a path from a tag.
+SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +82,7 @@ AS_IN_FILE = Fitting()
 class Loaded:
     """What a file fills of a model, and what it does not."""
 
+    leaves: dict[str, Leaf]  # the model's, all of them
     arrays: dict[str, np.ndarray]  # path -> array
     fresh: tuple[str, ...]  # paths that no file fills
     dropped: tuple[str, ...]  # source keys that were not used, by name
@@ -93,18 +98,24 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     """
     name = models.resolve(name)
     path, meta, origin = _locate(name, weights)
-    arrays = read_weights(path)
-    if meta is None:
-        meta, origin = _identify(name, path)
+    if meta is None and (meta := stored_meta(path)):
+        origin = STORED
+    with contextlib.ExitStack() as stack:
+        sha256 = stack.enter_context(hashing(path)) if meta is None else None
+        arrays = read_weights(path)
+        (table, conversion), *others = _convert(name, arrays)
+        if sha256 is not None:
+            catalog.entries()  # read while the hash is computed
+            meta, origin = _identify(name, path, sha256())
     if meta is not None and meta.architecture != name:
         raise InputError(
             f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}"
         )
-    table = _choose_table(name, path, arrays)
     if meta is None:
         default = models.default_meta(name)
         meta = dataclasses.replace(default, norm_epsilon=table.norm_epsilon)
-    file = WeightsFile(path, meta, origin, table, table.to_target(arrays), arrays)
+    file = WeightsFile(path, meta, origin, table, conversion, arrays)
+    _check_choice(name, file, others)
     if meta.class_names and file.num_classes not in (0, len(meta.class_names)):
         if origin == STORED:
             raise InputError(
@@ -141,7 +152,10 @@ def fill(
       InputError: keys missing or unknown, shapes that differ, a pattern that names nothing.
     """
     found = leaves(model)
-    allowed = [(pattern, _matching(pattern, found)) for pattern in missing_ok]
+    allowed = []
+    for pattern in missing_ok:
+        matches = matcher(pattern, "model.missing_ok")
+        allowed.append((pattern, {path for path in found if matches(path)}))
     for pattern, paths in allowed:
         if not paths:
             tops = ", ".join(dict.fromkeys(map(_stage, found)))
@@ -163,10 +177,10 @@ def fill(
     _refuse_unknown(file, found, removed)
     wanted = {path: array for path, array in arrays.items() if path in found and path not in fresh}
     used, fitted = _fit(model, found, wanted, fitting)
-    _check_shapes(found, file, used)
+    _check_arrays(found, file, used)
     dropped = tuple(name for path, name in file.conversion.names.items() if path not in used)
     fresh_paths = tuple(path for path in found if path in fresh)
-    return Loaded(used, fresh_paths, tuple(dict.fromkeys(dropped)), tuple(fitted))
+    return Loaded(found, used, fresh_paths, tuple(dict.fromkeys(dropped)), tuple(fitted))
 
 
 def _fit(
@@ -225,32 +239,30 @@ def listing(names: Iterable[str], limit: int = 24) -> str:
     )
 
 
-def _matching(pattern: str, found: Mapping[str, Leaf]) -> set[str]:
-    try:
-        regex = re.compile(pattern)
-    except re.error as error:
-        raise InputError(
-            f"model.missing_ok: {pattern!r} is not a regular expression: {error}"
-        ) from error
-    return {path for path in found if path.startswith(f"{pattern}.") or regex.fullmatch(path)}
-
-
 def _stage(path: str) -> str:
     return path.split(".", 1)[0]
 
 
 def _missing_message(file: WeightsFile, missing: list[str], total: int) -> str:
     tops = ",".join(dict.fromkeys(map(_stage, missing)))
+    advice = f"To initialise them afresh, name them: --config.model.missing_ok={tops}"
+    if 4 * len(missing) > total:
+        advice = "They may be the weights of another architecture"
     return (
         f"{file.path} lacks {len(missing)} of the {total} values of {file.meta.architecture}: {listing(missing)}. "
-        f"To initialise them afresh, name them: --config.model.missing_ok={tops}"
+        f"{advice}"
     )
 
 
-def _check_shapes(
+def _check_arrays(
     found: Mapping[str, Leaf], file: WeightsFile, used: Mapping[str, np.ndarray]
 ) -> None:
     for path, array in used.items():
+        if not jax.dtypes.issubdtype(array.dtype, np.floating):
+            raise InputError(
+                f"{file.path}: {file.conversion.names[path]} ({path}) holds {array.dtype} values; weights are "
+                "real numbers (a quantised network must be converted back first)"
+            )
         if tuple(array.shape) != found[path].shape:
             raise InputError(
                 f"{file.path}: {file.conversion.names[path]} ({path}) has shape {tuple(array.shape)}, "
@@ -259,16 +271,14 @@ def _check_shapes(
 
 
 def _locate(name: str, weights: str) -> tuple[Path, WeightsMeta | None, str]:
-    looks_like_path = "/" in weights or Path(weights).suffix in (
-        ".pth",
-        ".th",
-        ".pt",
-        ".bin",
-        ".safetensors",
-    )
-    if looks_like_path or Path(weights).exists():
-        path = Path(weights).expanduser()
-        if not path.exists():
+    """Returns the file, and its meta and how that was found where the weights are named by their tag.
+
+    A known tag is that, whatever else has its name in the folder one happens to be in (./TAG is a path).
+    """
+    is_path = "/" in weights or Path(weights).suffix in SUFFIXES
+    if is_path or (catalog.get(name, weights) is None and _exists(weights)):
+        path = _expanded(weights)
+        if not _exists(weights):
             raise InputFileNotFoundError(f"no weights file {path}")
         return path, None, ""
     meta = catalog.find(name, weights)
@@ -278,25 +288,63 @@ def _locate(name: str, weights: str) -> tuple[Path, WeightsMeta | None, str]:
     return found.path, meta, "built in" if meta.source == "builtin" else "catalog"
 
 
-def _identify(name: str, path: Path) -> tuple[WeightsMeta | None, str]:
-    if stored := stored_meta(path):
-        return stored, STORED
-    if known := catalog.identify(path, sha256_of(path)):
+def _expanded(text: str) -> Path:
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # of a user who does not exist
+        return Path(text)
+
+
+def _exists(text: str) -> bool:
+    try:
+        return _expanded(text).exists()
+    except OSError:  # too long to be a name
+        return False
+
+
+def _identify(name: str, path: Path, sha256: str) -> tuple[WeightsMeta | None, str]:
+    known = catalog.identify(path, sha256)
+    if known is None:
+        return None, f"default of {name}: the file is not in the catalog"
+    if known.tag:
         return known, f"recognised as {known.architecture}.{known.tag}"
-    return None, f"default of {name}: the file is not in the catalog"
+    return known, f"named as {known.base}, but of another content"
 
 
-def _choose_table(name: str, path: Path, arrays: Mapping[str, np.ndarray]) -> KeyTable:
-    """Returns the table that covers most keys; of equal ones, that which says what else its files lack."""
+def _convert(name: str, arrays: Mapping[str, np.ndarray]) -> list[tuple[KeyTable, Conversion]]:
+    """Returns what each of the model's tables makes of a file; that which covers most of its keys comes first.
+
+    Of equal ones, that which says what else its files lack.
+    """
     tables = models.family(name).key_tables(name)
-    ranks = {table.name: (table.coverage(arrays), len(table.absent)) for table in tables}
-    first, *others = sorted(tables, key=lambda table: ranks[table.name], reverse=True)
-    coverage = ranks[first.name][0]
-    if 2 * coverage < len(arrays):
+    ranked = sorted(tables, key=lambda table: _rank(table, arrays), reverse=True)
+    return [(table, table.to_target(arrays)) for table in ranked]
+
+
+def _rank(table: KeyTable, arrays: Mapping[str, np.ndarray]) -> tuple[int, int]:
+    return table.coverage(arrays), len(table.absent)
+
+
+def _check_choice(
+    name: str, file: WeightsFile, others: Sequence[tuple[KeyTable, Conversion]]
+) -> None:
+    rank = _rank(file.table, file.arrays)
+    if 2 * rank[0] < len(file.arrays):
         raise InputError(
-            f"{path} does not look like {name}: only {coverage} of its {len(arrays)} keys are known "
-            f"to it (the first are {', '.join(list(arrays)[:3])})"
+            f"{file.path} does not look like {name}: only {rank[0]} of its {len(file.arrays)} keys "
+            f"are known to it (the first are {', '.join(list(file.arrays)[:3])})"
         )
-    if others and ranks[others[0].name] == ranks[first.name]:
-        raise InputError(f"{path}: its keys fit {first.name} and {others[0].name} equally well")
-    return first
+    for table, other in others:
+        if _rank(table, file.arrays) == rank and not _same(other, file.conversion):
+            raise InputError(
+                f"{file.path}: its keys fit {file.table.name} and {table.name} equally well"
+            )
+
+
+def _same(one: Conversion, other: Conversion) -> bool:
+    """Returns whether two tables made the same of a file, as of one that has only what both have."""
+
+    def made(of: Conversion) -> dict[str, tuple[str, tuple[int, ...], tuple[int, ...]]]:
+        return {path: (of.names[path], a.shape, a.strides) for path, a in of.arrays.items()}
+
+    return made(one) == made(other)

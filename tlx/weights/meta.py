@@ -100,6 +100,17 @@ class WeightsMeta:
     top1: float = 0.0  # published ImageNet-1k top-1 accuracy in percent; 0: not published
     top1_size: int = 0  # pixels, the input size that `top1` was measured at
     notes: str = ""
+    base: str = ""  # the weights that these were made from, as resnet18.tv_in1k
+
+    def derived(self) -> WeightsMeta:
+        """Returns the meta of weights that are made from these.
+
+        What identifies the published ones, and what was measured of them, is not theirs; `base` names them.
+        """
+        names = "tag source revision filename sha256 parameters top1 top1_size".split()
+        blank: Any = {f.name: f.default for f in dataclasses.fields(self) if f.name in names}
+        base = f"{self.architecture}.{self.tag}" if self.tag else self.base
+        return dataclasses.replace(self, base=base, **blank)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain dicts, lists, strings and numbers; `from_json` reads them back."""
