@@ -353,7 +353,8 @@ def digest(config: Config) -> str:
 def nearest(name: str, names: Iterable[str]) -> str:
     """Returns "; did you mean 'x'?" for the closest of the names, or ""."""
     names = list(names)
-    found = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    plain = {n.lower(): n for n in names}
+    found = [plain[m] for m in difflib.get_close_matches(name.lower(), plain, n=1, cutoff=0.5)]
     if not found:  # the right leaf in the wrong section is as likely as a typo
         leaf = name.rsplit(".", 1)[-1]
         by_leaf = {n.rsplit(".", 1)[-1]: n for n in names}

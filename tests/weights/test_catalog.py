@@ -252,6 +252,8 @@ def test_command_matches_weights_models_and_other_names(aliases, monkeypatch):
     ("arguments", "message"),
     [
         (["resnett50"], "no model and no weights match 'resnett50'; did you mean 'resnet50'?"),
+        (["RESNET50"], "no model and no weights match 'RESNET50'; did you mean 'resnet50'?"),
+        (["--foo"], "unknown option --foo"),
         (["a.py", "b.py"], "one pattern at most, not 2"),
     ],
 )

@@ -323,7 +323,7 @@ def test_a_head_that_is_kept_is_not_drawn(write):
     path, arrays = write("resnet18")
     model = create_model("resnet18", weights=path, num_classes=7, head_init="zero")
     np.testing.assert_array_equal(values(model)["head.kernel"], arrays["fc.weight"].T)
-    with pytest.raises(InputError, match=r"head_init is 'zeros'; did you mean 'zero'"):
+    with pytest.raises(InputError, match=r"head_init is 'zeros', .*did you mean 'zero'"):
         create_model("resnet18", weights=path, head_init="zeros")
 
 
@@ -406,7 +406,7 @@ def test_networks_without_a_small_stem_are_refused(name):
 
 
 def test_unknown_stems_are_refused():
-    with pytest.raises(InputError, match=r"stem is 'smal'; did you mean 'small'"):
+    with pytest.raises(InputError, match=r"stem is 'smal', .*did you mean 'small'"):
         create_model("resnet18", stem="smal")
     with pytest.raises(InputError, match=r"stem_init is 'fresh'"):
         create_model("resnet18", stem="small", stem_init="fresh")

@@ -39,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
         print(HELP, end="")
         return DONE
     try:
+        if arguments and arguments[0].startswith("-"):
+            raise InputError(f"unknown option {arguments[0]}: there is only --help")
         if len(arguments) > 1:
             raise InputError(
                 f"one pattern at most, not {len(arguments)} ({' '.join(arguments)}): put it in quotes, "
