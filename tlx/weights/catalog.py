@@ -66,6 +66,15 @@ def get(architecture: str, tag: str) -> WeightsMeta | None:
     return meta if meta and meta.architecture == own else None
 
 
+def has_checksums(architecture: str, *, safetensors: bool) -> bool:
+    """Returns whether a file of that format could be identified as weights of the architecture by its content."""
+    return any(
+        meta.sha256 and (Path(meta.filename).suffix == ".safetensors") == safetensors
+        for meta in _read()[1]
+        if meta.architecture == architecture
+    )
+
+
 def identify(path: Path, sha256: str) -> WeightsMeta | None:
     """Returns the entry for a file, by its content, else by its name; None where it is not known.
 

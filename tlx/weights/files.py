@@ -113,6 +113,12 @@ def safetensors_metadata(path: str | Path) -> dict[str, str]:
         return read_header(data).metadata
 
 
+def is_safetensors(path: str | Path) -> bool:
+    """Returns whether a weights file is safetensors, by its content; else it is torch's. Raises as `read_weights`."""
+    path = Path(path)
+    return _is_safetensors(path, map_file(path))
+
+
 def write_safetensors(
     arrays: Mapping[str, np.ndarray], path: str | Path, metadata: Mapping[str, str] | None = None
 ) -> None:

@@ -21,7 +21,7 @@ from tlx.models.base import Model
 from tlx.models.leaves import Leaf, is_within, leaves, matcher
 from tlx.weights import catalog
 from tlx.weights.fetch import locate
-from tlx.weights.files import content_hash, hashing, read_weights
+from tlx.weights.files import content_hash, hashing, is_safetensors, read_weights
 from tlx.weights.keymap import Conversion, KeyTable, Origin
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.stored_meta import stored_meta
@@ -101,12 +101,13 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     if meta is None and (meta := stored_meta(path)):
         origin = STORED
     with contextlib.ExitStack() as stack:
-        sha256 = stack.enter_context(hashing(path)) if meta is None else None
+        sha256 = None
+        if meta is None and catalog.has_checksums(name, safetensors=is_safetensors(path)):
+            sha256 = stack.enter_context(hashing(path))
         arrays = read_weights(path)
         (table, conversion), *others = _convert(name, arrays)
-        if sha256 is not None:
-            catalog.entries()  # read while the hash is computed
-            meta, origin = _identify(name, path, sha256())
+        if meta is None:
+            meta, origin = _identify(name, path, sha256() if sha256 else "")
     if meta is not None and meta.architecture != name:
         raise InputError(
             f"{path} holds {meta.architecture} weights ({origin}), but the model is {name}"
