@@ -78,8 +78,21 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TuneConfig:
-    method: str = "full"  # full | head | partial | rules
-    freeze_stages: int = 0  # partial: how many stages, counted from the stem, are frozen
+    method: str = "full"  # one of METHODS below; tlx/tuning/methods.py says what each does
+    freeze_stages: int = (
+        0  # partial, gradual, lpft: how many stages, from the stem, are never trained
+    )
+    train_stages: tuple[str, ...] = ()  # surgical: neighbouring stages; "head" too where it trains
+    unfreeze_every: str = (
+        "1ep"  # gradual: a duration; the head alone, then one stage more each time
+    )
+    head_first: str = "50%"  # lpft: a duration; how long the head alone is trained
+    layer_decay: float = 1.0  # a stage's rate is this to the power of its distance from the head
+    rank: int = 8  # lora, dora: of the update; bottleneck: its width
+    alpha: float = 16.0  # lora, dora: the update is multiplied by alpha / rank
+    targets: tuple[
+        str, ...
+    ] = ()  # lora, dora, ia3, bottleneck: layers, by module path or regex; (): see tlx/tuning/adapters.py
     rules: tuple[
         str, ...
     ] = ()  # rules: REGEX=GROUP, first match wins, no commas in a REGEX; group frozen is not trained
@@ -148,6 +161,12 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
+METHODS = (
+    *("full", "head", "partial", "surgical", "gradual", "lpft", "bitfit", "norms"),
+    *("lora", "dora", "ia3", "bottleneck", "rules"),
+)
+
+
 CHOICES = {
     "model.head": ("auto", "keep", "new"),
     "model.head_init": ("default", "zero", "small"),
@@ -158,7 +177,7 @@ CHOICES = {
     "data.storage": ("auto", "memory", "stream"),
     "data.resize_mode": ("", "short_side", "squash"),
     "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
-    "tune.method": ("full", "head", "partial", "rules"),
+    "tune.method": METHODS,
     "tune.batchnorm": ("auto", "frozen", "train"),
     "optimizer.name": ("sgd", "adamw"),
     "optimizer.decay_on": ("kernels", "all"),
@@ -166,6 +185,15 @@ CHOICES = {
     "eval.checkpoint": ("auto", "best", "last"),
     "task": ("classification",),
 }
+
+# Fields that are one duration each.
+DURATIONS = (
+    "optimizer.warmup",
+    "eval.every",
+    "checkpoint.every",
+    "tune.unfreeze_every",
+    "tune.head_first",
+)
 
 # Field -> (smallest, largest) allowed value.
 RANGES = {
@@ -180,6 +208,9 @@ RANGES = {
     "model.dropout": (-1.0, 0.99),
     "model.drop_path": (-1.0, 0.99),
     "tune.freeze_stages": (0, 10_000),
+    "tune.layer_decay": (0.01, 1.0),
+    "tune.rank": (1, 65_536),
+    "tune.alpha": (1e-6, 1e6),
     "optimizer.lr": (0.0, 1e6),
     "optimizer.weight_decay": (0.0, 1e6),
     "optimizer.clip_norm": (0.0, 1e12),
@@ -284,7 +315,7 @@ def build(*layers: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Co
             values[name] = _coerce(f"config.{name}", value, schema[name][0])
     for name in (*CHOICES, *RANGES):
         _check(name, values[name], f"config.{name}")
-    for name in ("optimizer.warmup", "eval.every", "checkpoint.every"):
+    for name in DURATIONS:
         duration_check(name, (values[name],))
     duration_check("optimizer.milestones", values["optimizer.milestones"])
     return _assemble(Config, values, "")

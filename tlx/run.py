@@ -30,7 +30,8 @@ from tlx.training.mesh import make_mesh, replicated
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import all_values
 from tlx.training.step import make_train_step
-from tlx.tuning.plan import audit, digests, make_plan
+from tlx.tuning.phases import describe
+from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
 from tlx.workdir import Workdir
 
@@ -62,7 +63,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     stored, origin = stored_model(folder) if folder.has_checkpoints else (None, None)
     setup, lines = prepare(config, stored=stored, stored_origin=origin)
     tuning = prepare_tuning(setup)
-    table = plan_table(tuning.plan, setup.leaves, config.optimizer)
+    table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
+    table = "\n".join([table, *describe(tuning.phases)])
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
     with folder.locked():
@@ -90,9 +92,8 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     print(*lines, sep="\n", flush=True)
     sharding = replicated(setup.mesh)
     if trained:
-        plan = make_plan(setup.leaves, setup.model.stages, config.tune, setup.model.auxiliary)
         values, position, messages = restore_values(
-            folder.path, setup.leaves, plan, config.eval.checkpoint, sharding
+            folder.path, setup.leaves, setup.plans, config.eval.checkpoint, sharding
         )
         print(*messages, f"checkpoint of step {position.step}", sep="\n", flush=True)
         step, facts = position.step, stored_facts(folder)[1]
@@ -135,9 +136,9 @@ def load(workdir: str | Path) -> Model:
     model = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     ).model
-    plan = make_plan(leaves(model), model.stages, config.tune, model.auxiliary)
+    plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(
-        folder.path, leaves(model), plan, config.eval.checkpoint, replicated(make_mesh())
+        folder.path, leaves(model), plans, config.eval.checkpoint, replicated(make_mesh())
     )
     return with_values(model, values)
 
@@ -151,14 +152,13 @@ def _train(
     table: str,
     command: str,
 ) -> dict[str, Any]:
-    config, plan, total = setup.config, tuning.plan, tuning.cadence.total_steps
+    config, phases, total = setup.config, tuning.phases, tuning.cadence.total_steps
     batch_size, sharding = config.train.batch_size, replicated(setup.mesh)
     state, frozen, position, messages = start(
         folder.path,
         checkpoints,
         setup.weights,
-        plan,
-        tuning.optimizer,
+        phases,
         seed=config.seed,
         fingerprint=_fingerprint(config, splits),
         sharding=sharding,
@@ -166,18 +166,21 @@ def _train(
     if position.step:
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
-    before = digests(frozen, plan.frozen)
-    train_step = make_train_step(
-        setup.model,
-        setup.task,
-        plan,
-        tuning.optimizer,
-        setup.augmentation,
-        setup.mesh,
-        dtype=setup.dtype,
-        label_smoothing=config.train.label_smoothing,
-        seed=config.seed,
-    )
+    before = digests(frozen, tuple(frozen))
+    train_steps = [
+        make_train_step(
+            setup.model,
+            setup.task,
+            phase.plan,
+            phase.optimizer,
+            setup.augmentation,
+            setup.mesh,
+            dtype=setup.dtype,
+            label_smoothing=config.train.label_smoothing,
+            seed=config.seed,
+        )
+        for phase in phases
+    ]
     batches = pipeline.training_batches(
         splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
     )
@@ -187,7 +190,8 @@ def _train(
     ):
         loop = Loop(
             tuning.cadence,
-            train_step=train_step,
+            phases,
+            train_steps=train_steps,
             frozen=frozen,
             batches=batches,
             batch_size=batch_size,
@@ -199,11 +203,15 @@ def _train(
             screen=screen,
         )
         state, position = loop.run(state, position)
-    values = all_values(state, frozen)
-    audit(before, digests(values, plan.frozen))
+    plan = phases[position.phase].plan
+    after = digests(loop.frozen, plan.frozen)
+    audit({path: before[path] for path in after}, after)
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
+    values = all_values(state, loop.frozen)
     if position.best_step not in (-1, position.step):
-        values, _, messages = restore_values(folder.path, setup.leaves, plan, "best", sharding)
+        values, _, messages = restore_values(
+            folder.path, setup.leaves, setup.plans, "best", sharding
+        )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]
     summary |= {
@@ -215,7 +223,7 @@ def _train(
         "frozen_values_audited": len(plan.frozen),
         "seconds": position.seconds,
         "examples_per_second": loop.watch.rate(batch_size),
-        "compilations/train_step": train_step._cache_size(),  # type: ignore[attr-defined]
+        "compilations/train_step": max(step._cache_size() for step in train_steps),  # type: ignore[attr-defined]
     }
     if position.best_step >= 0:
         summary[f"val/{config.eval.metric}"] = loop.metric_value(position)

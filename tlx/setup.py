@@ -10,7 +10,6 @@ import functools
 
 import jax
 import numpy as np
-import optax
 from jax.sharding import Mesh
 
 from tlx import pretrained
@@ -27,8 +26,8 @@ from tlx.tasks import Evaluation, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.step import EvalStep, make_eval_step
-from tlx.tuning.optimizer import make_optimizer
-from tlx.tuning.plan import TuningPlan, make_plan
+from tlx.tuning.phases import Phase, make_phases
+from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.schedule import Schedule, make_schedule
 from tlx.weights.keymap import Origin
 from tlx.weights.load import Fitting, open_weights
@@ -56,6 +55,12 @@ class Setup:
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""
         return self.weights.leaves
+
+    @functools.cached_property
+    def plans(self) -> tuple[TuningPlan, ...]:
+        """The plan of each phase of the method. Raises as `make_plans` does."""
+        model = self.model
+        return make_plans(self.leaves, model.stages, self.config.tune, model.auxiliary)
 
     @functools.cached_property
     def eval_step(self) -> EvalStep:
@@ -93,9 +98,8 @@ class Setup:
 class Tuning:
     """What training adds to a setup."""
 
-    plan: TuningPlan
+    phases: tuple[Phase, ...]
     schedule: Schedule
-    optimizer: optax.GradientTransformation
     steps_per_epoch: float
     cadence: Cadence
 
@@ -192,7 +196,6 @@ def prepare_tuning(setup: Setup) -> Tuning:
       InputError: a rule, stage, option or duration that does not fit; nothing to do.
     """
     config = setup.config
-    plan = make_plan(setup.leaves, setup.model.stages, config.tune, setup.model.auxiliary)
     assert setup.splits.train is not None  # `prepare` was told that this is training
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
@@ -201,7 +204,13 @@ def prepare_tuning(setup: Setup) -> Tuning:
             "nothing to do: train.epochs and train.steps are both 0 (--mode=evaluate evaluates)"
         )
     schedule = make_schedule(config.optimizer, total_steps=total, steps_per_epoch=steps_per_epoch)
-    optimizer = make_optimizer(plan, config.optimizer, schedule)
+    phases = make_phases(
+        setup.plans,
+        config,
+        schedule,
+        total_steps=total,
+        steps_per_epoch=steps_per_epoch,
+    )
 
     def every(text: str) -> int:
         off = float(text.strip().rstrip("%epochst ") or 0) == 0
@@ -215,7 +224,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         log_every=config.train.log_every,
         metric=config.eval.metric,
     )
-    return Tuning(plan, schedule, optimizer, steps_per_epoch, cadence)
+    return Tuning(phases, schedule, steps_per_epoch, cadence)
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:

@@ -44,19 +44,19 @@ def test_what_was_saved_comes_back_whole(checkpoints):
     )
     checkpoints.save(state_at(5), position)
     checkpoints.wait()
-    state, found, problems = checkpoints.restore(shapes())
+    state, found, problems = checkpoints.restore(lambda _: shapes())
     assert same(state, state_at(5)) and found == position and problems == []
     assert jax.tree.structure(state) == jax.tree.structure(state_at(5))
 
 
 def test_no_checkpoint_is_none(checkpoints):
-    assert checkpoints.restore(shapes()) is None
+    assert checkpoints.restore(lambda _: shapes()) is None
 
 
 def test_the_best_and_the_last_two_are_kept_also_over_a_restart(tmp_path):
     for steps in ((1, 2, 3), (4, 5)):
         found = Checkpoints(tmp_path, keep_last=2)
-        found.restore(shapes())
+        found.restore(lambda _: shapes())
         for step in steps:
             found.save(state_at(step), Position(step=step, best_step=1 if step < 5 else 5))
             found.wait()
@@ -76,7 +76,7 @@ def test_donating_the_state_after_saving_does_not_reach_the_checkpoint(checkpoin
     wanted = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
-    found, _, _ = checkpoints.restore(wanted)
+    found, _, _ = checkpoints.restore(lambda _: wanted)
     assert all((np.asarray(leaf) == 1).all() for leaf in jax.tree.leaves(found))
 
 
@@ -104,7 +104,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
     )
     flip_a_bit(found.folder / "2")
-    _, position, problems = found.restore(wanted)
+    _, position, problems = found.restore(lambda _: wanted)
     assert position.step == 1
     assert (
         len(problems) == 1 and str(found.folder / "2") in problems[0] and "damaged" in problems[0]
@@ -113,7 +113,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_is_used(tmp_path):
     assert found.steps() == [1]
     shutil.rmtree(found.folder / "1" / "values")
     with pytest.raises(InputError, match="no intact checkpoint is left"):
-        found.restore(wanted)
+        found.restore(lambda _: wanted)
     found.close()
 
 
@@ -128,12 +128,12 @@ def test_a_damaged_best_checkpoint_falls_back_to_the_last(tmp_path):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), values
     )
     with Checkpoints(tmp_path, read_only=True) as reader:
-        best, position, problems = reader.restore_values(shapes, "best")
+        best, position, problems = reader.restore_values(lambda _: shapes, "best")
         assert position.step == 1 and problems == [] and (best["head.kernel"] == 1).all()
-        last, position, _ = reader.restore_values(shapes, "last")
+        last, position, _ = reader.restore_values(lambda _: shapes, "last")
         assert position.step == 2 and (last["head.kernel"] == 2).all()
         shutil.rmtree(reader.folder / "1" / "values")
-        best, position, problems = reader.restore_values(shapes, "best")
+        best, position, problems = reader.restore_values(lambda _: shapes, "best")
         assert position.step == 2 and (best["head.kernel"] == 2).all()
         assert "the best checkpoint" in problems[0]
 

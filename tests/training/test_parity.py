@@ -33,16 +33,16 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     }
     config = config_lib.build(config_lib.load("configs/hymenoptera.py"), fields)
     setup, _ = setup_lib.prepare(config)
-    tuning = setup_lib.prepare_tuning(setup)
+    (phase,) = setup_lib.prepare_tuning(setup).phases
     sharding = replicated(setup.mesh)
     values = setup.weights.place(0, sharding)
-    state, frozen = create_state(values, tuning.plan, tuning.optimizer, sharding)
-    before = digests(values, tuning.plan.frozen)
+    state, frozen = create_state(values, phase.plan, phase.optimizer, sharding)
+    before = digests(values, phase.plan.frozen)
     step = make_train_step(
         setup.model,
         setup.task,
-        tuning.plan,
-        tuning.optimizer,
+        phase.plan,
+        phase.optimizer,
         setup.augmentation,
         setup.mesh,
         dtype="float32",
@@ -80,10 +80,10 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
         theirs.append(loss.item())
     np.testing.assert_allclose(ours, theirs, rtol=1e-5)
     after = all_values(state, frozen)
-    assert digests(after, tuning.plan.frozen) == before
+    assert digests(after, phase.plan.frozen) == before
     state_dict = original.state_dict()
     trained = table.to_source(
-        {p: np.asarray(after[p]) for p in (*tuning.plan.trainable, *tuning.plan.statistics)},
+        {p: np.asarray(after[p]) for p in (*phase.plan.trainable, *phase.plan.statistics)},
         carried={},
     )
     for name, value in trained.items():

@@ -30,13 +30,14 @@ class Fixture:
         )
         self.setup, _ = setup_lib.prepare(self.config)
         self.tuning = setup_lib.prepare_tuning(self.setup)
-        sharding = replicated(self.setup.mesh)
+        self.phase = self.tuning.phases[0]
+        self.sharding = sharding = replicated(self.setup.mesh)
         self.values = self.setup.weights.place(0, sharding)
         self.step = make_train_step(
             self.setup.model,
             self.setup.task,
-            self.tuning.plan,
-            self.tuning.optimizer,
+            self.phase.plan,
+            self.phase.optimizer,
             self.setup.augmentation,
             self.setup.mesh,
             dtype=self.setup.dtype,
@@ -44,7 +45,7 @@ class Fixture:
             seed=0,
         )
         self.state, self.frozen = create_state(
-            self.values, self.tuning.plan, self.tuning.optimizer, sharding
+            self.values, self.phase.plan, self.phase.optimizer, sharding
         )
         self.before = digests(self.values, tuple(self.values))
 
@@ -99,7 +100,7 @@ REGIME = {
 def test_exactly_the_planned_leaves_change_in_20_steps(tune):
     it = Fixture(**REGIME, **tune)
     it.train(20)
-    plan = it.tuning.plan
+    plan = it.phase.plan
     assert it.changed() == {*plan.trainable, *plan.statistics}
     assert not it.changed() & set(plan.frozen)
 

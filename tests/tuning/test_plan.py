@@ -5,7 +5,7 @@ from tlx.config import TuneConfig, build
 from tlx.errors import InputError
 from tlx.models import abstract_model
 from tlx.models.leaves import leaves
-from tlx.tuning.plan import FROZEN, audit, digests, make_plan
+from tlx.tuning.plan import FROZEN, audit, digests, make_plan, make_plans
 from tlx.tuning.table import count_parameters, plan_table
 
 
@@ -18,6 +18,11 @@ def plan_of(model, **tune):
     return make_plan(
         leaves(model), model.stages, build({f"tune.{k}": v for k, v in tune.items()}).tune
     )
+
+
+def plans_of(model, **tune):
+    tune = build({f"tune.{k}": v for k, v in tune.items()}).tune
+    return make_plans(leaves(model), model.stages, tune)
 
 
 def stages_of(paths):
@@ -78,9 +83,87 @@ def test_a_norm_whose_bias_alone_is_trained_uses_batch_statistics_unless_told(mo
     assert plan_of(model, method="rules", rules=rules, batchnorm="frozen").statistics == ()
 
 
+def test_surgical_trains_one_block_of_stages(model):
+    plan = plan_of(model, method="surgical", train_stages="layer2,layer1")
+    assert stages_of(plan.trainable) == stages_of(plan.statistics) == ["layer1", "layer2"]
+    plan = plan_of(model, method="surgical", train_stages="stem,head")
+    assert stages_of(plan.trainable) == ["stem", "head"]
+
+
+def test_gradual_unfreezes_a_stage_more_in_each_phase(model):
+    plans = plans_of(model, method="gradual", freeze_stages=2)
+    assert [stages_of(plan.trainable) for plan in plans] == [
+        ["head"],
+        ["layer4", "head"],
+        ["layer3", "layer4", "head"],
+        ["layer2", "layer3", "layer4", "head"],
+    ]
+    assert [list(plan.groups) for plan in plans[:2]] == [["head"], ["layer4", "head"]]
+    assert stages_of(plans[1].statistics) == ["layer4"]
+
+
+def test_lpft_has_two_phases(model):
+    probe, tune = plans_of(model, method="lpft", freeze_stages=1)
+    assert stages_of(probe.trainable) == ["head"] and probe.statistics == ()
+    assert stages_of(tune.trainable) == ["layer1", "layer2", "layer3", "layer4", "head"]
+
+
+def test_bitfit_trains_biases_and_keeps_statistics(model):
+    plan = plan_of(model, method="bitfit")
+    assert {path.rsplit(".", 1)[1] for path in plan.paths("biases")} == {"bias"}
+    assert len(plan.paths("biases")) == 20 and plan.paths("head") == ("head.bias", "head.kernel")
+    assert plan.statistics == ()
+    assert len(plan_of(model, method="bitfit", batchnorm="train").statistics) == 40
+
+
+def test_norms_trains_scales_and_biases_on_batch_statistics(model):
+    plan = plan_of(model, method="norms")
+    assert len(plan.paths("norms")) == 40 and len(plan.statistics) == 40
+    vit = abstract_model("vit_tiny_patch16_224", num_classes=10)
+    found = plan_of(vit, method="norms").paths("norms")
+    assert len(found) == 2 * (2 * 12 + 1)  # two in each of twelve blocks, and the last
+    assert all("norm" in path for path in found)
+
+
+@pytest.mark.parametrize("method", ["full", "gradual"])
+def test_layer_decay_multiplies_by_the_distance_from_the_head(model, method):
+    plan = plan_of(
+        model, method=method, layer_decay=0.5, groups="layer1.lr=3,layer2.weight_decay=0"
+    )
+    rates = {name: group.lr for name, group in plan.groups.items()}
+    assert rates == {
+        "stem": 0.5**5, "layer1": 3.0, "layer2": 0.5**3, "layer3": 0.25, "layer4": 0.5, "head": 1.0,
+    }  # fmt: skip
+    assert plan.groups["layer2"].weight_decay == 0
+
+
+@pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "vit_tiny_patch16_224", "inception_v3"])
+def test_every_method_puts_every_leaf_in_one_part_in_every_phase(name):
+    network = abstract_model(name, num_classes=10)
+    found = leaves(network)
+    for method in ("full", "head", "partial", "surgical", "gradual", "lpft", "bitfit", "norms"):
+        own = {"train_stages": network.stages[1]} if method == "surgical" else {}
+        own |= {"freeze_stages": 2} if method == "partial" else {}
+        tune = build({f"tune.{k}": v for k, v in ({"method": method} | own).items()}).tune
+        for plan in make_plans(found, network.stages, tune, network.auxiliary):
+            parts = [*plan.trainable, *plan.statistics, *plan.frozen]
+            assert sorted(parts) == sorted(found), method
+            assert set(plan.labels) == {path for path, leaf in found.items() if leaf.is_parameter}
+            assert set(plan.groups) == set(plan.labels.values()) - {FROZEN}
+
+
 @pytest.mark.parametrize(
     ("tune", "says"),
     [
+        ({"method": "surgical"}, "needs tune.train_stages"),
+        (
+            {"method": "surgical", "train_stages": "layer5"},
+            "no stage 'layer5'; did you mean 'layer4'? (stages: stem, layer1",
+        ),
+        ({"method": "surgical", "train_stages": "stem,layer2"}, "is no contiguous block"),
+        ({"method": "surgical", "train_stages": "stem,stem"}, "is no contiguous block"),
+        ({"method": "head", "freeze_stages": 2}, "set tune.method=partial or gradual or lpft"),
+        ({"method": "full", "rank": 4}, "set tune.method=lora or dora or bottleneck"),
         (
             {"method": "partial", "freeze_stages": 6},
             "5 stages: stem, layer1, layer2, layer3, layer4",

@@ -46,6 +46,7 @@ class Position:
     step: int = 0  # training steps done
     best_step: int = -1  # -1: nothing was selected yet
     best_value: float = -math.inf  # of the validation metric; higher is better
+    phase: int = 0  # of the method: which leaves the checkpoint holds follows from it
     fingerprint: str = ""  # of the data, its order and its splits
     base: str = ""  # hash of the frozen values
     seconds: float = 0.0  # spent training, over all starts
@@ -134,11 +135,13 @@ class Checkpoints:
         """Returns the steps that there are checkpoints of, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def restore(self, state: TrainState) -> tuple[TrainState, Position, list[str]] | None:
+    def restore(
+        self, state_of: Callable[[int], TrainState]
+    ) -> tuple[TrainState, Position, list[str]] | None:
         """Reads the newest intact checkpoint.
 
         Args:
-          state: of the right structure, shapes and sharding (shapes are enough).
+          state_of: returns for a phase the state's structure, shapes and sharding (shapes are enough).
 
         Returns:
           The state, its position, and a message for each damaged checkpoint passed over; None where there is
@@ -149,8 +152,12 @@ class Checkpoints:
         """
 
         def read(step: int) -> tuple[TrainState, Position]:
+            meta = self._meta(step)
+            state = state_of(meta["phase"])
             shapes, optimizer_shapes = _parts(state)
-            found, position = self._read(step, {"values": shapes, "optimizer": optimizer_shapes})
+            found, position = self._read(
+                step, meta, {"values": shapes, "optimizer": optimizer_shapes}
+            )
             leaves = [found["optimizer"][name] for name in optimizer_shapes]
             optimizer = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
             values = found["values"]
@@ -164,19 +171,20 @@ class Checkpoints:
         return found
 
     def restore_values(
-        self, shapes: Values, which: str
+        self, shapes_of: Callable[[int], Values], which: str
     ) -> tuple[Values, Position, list[str]] | None:
         """Reads trainable values and moving statistics alone, as inference needs them.
 
         Args:
-          shapes: path -> shape and sharding.
+          shapes_of: returns for a phase path -> shape and sharding.
           which: "last", or "best": that of the best validation metric, else the last.
 
         Returns, raises: as `restore`.
         """
 
         def read(step: int) -> tuple[Values, Position]:
-            found, position = self._read(step, {"values": shapes})
+            meta = self._meta(step)
+            found, position = self._read(step, meta, {"values": shapes_of(meta["phase"])})
             return found["values"], position
 
         newest = self._first_intact(self.steps()[::-1], read)
@@ -216,10 +224,13 @@ class Checkpoints:
         reason = " ".join(str(error).split())[:200]
         return f"checkpoint {self.folder / str(step)} is damaged ({reason})"
 
-    def _read(self, step: int, items: dict[str, Values]) -> tuple[dict[str, Values], Position]:
-        meta = dict(
-            self._manager.restore(step, args=_composite(meta=ocp.args.JsonRestore()))["meta"]
-        )
+    def _meta(self, step: int) -> dict[str, Any]:
+        found = self._manager.restore(step, args=_composite(meta=ocp.args.JsonRestore()))
+        return {"phase": 0} | found["meta"]
+
+    def _read(
+        self, step: int, meta: dict[str, Any], items: dict[str, Values]
+    ) -> tuple[dict[str, Values], Position]:
         checksums = meta.pop("checksums")
         arguments = {
             name: ocp.args.StandardRestore(
@@ -276,15 +287,17 @@ def load_base(
     """Reads what `save_base` wrote, checks its hash, and places it.
 
     Args:
+      frozen: those that are wanted; what was frozen at first may be more.
       expected: the hash that the checkpoint was made on.
 
     Raises:
       InputError: the folder is damaged or holds other values; names both hashes.
     """
     folder = workdir / "base"
-    arrays: Mapping[str, np.ndarray] = read_weights(folder / "frozen.safetensors") if frozen else {}
+    path = folder / "frozen.safetensors"
+    arrays: Mapping[str, np.ndarray] = read_weights(path) if frozen or path.exists() else {}
     found = content_hash(arrays)
-    if found != expected or set(arrays) != set(frozen):
+    if found != expected or not set(arrays) >= set(frozen):
         raise InputError(
             f"{folder} does not hold the frozen weights that the checkpoint was made on: expected "
             f"sha256 {expected[:16]}, found {found[:16]}"

@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -21,9 +21,10 @@ from tlx.models.leaves import Values
 from tlx.tasks import Evaluation
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints, Position
-from tlx.training.mesh import place_batch
-from tlx.training.state import TrainState, all_values
+from tlx.training.mesh import place_batch, replicated
+from tlx.training.state import TrainState, advance, all_values
 from tlx.training.step import TrainStep
+from tlx.tuning.phases import Phase, describe
 
 
 class Interrupted(Exception):
@@ -102,8 +103,9 @@ class Loop:
     def __init__(
         self,
         cadence: Cadence,
+        phases: Sequence[Phase],
         *,
-        train_step: TrainStep,
+        train_steps: Sequence[TrainStep],
         frozen: Values,
         batches: Iterator[Batch],
         batch_size: int,
@@ -114,7 +116,8 @@ class Loop:
         writer: logging.MetricsWriter,
         screen: logging.Progress,
     ):
-        self.cadence, self.train_step, self.frozen = cadence, train_step, frozen
+        self.cadence, self.phases, self.train_steps = cadence, phases, train_steps
+        self.frozen = frozen
         self.batches, self.batch_size, self.mesh = batches, batch_size, mesh
         self.learning_rate, self.evaluate = learning_rate, evaluate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
@@ -131,6 +134,10 @@ class Loop:
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
         with stop_on_signals() as stop:
             for step in range(position.step, total):
+                compiles = step == position.step
+                while self._begins_next(step, position.phase):
+                    state, position = self._next_phase(state, position, step)
+                    compiles = True
                 try:
                     batch = next(self.batches)
                 except InputError:
@@ -138,8 +145,9 @@ class Loop:
                     self.checkpoints.wait()
                     raise
                 arguments = place_batch(batch, self.mesh), np.int32(step)
-                state, metrics = self.train_step(state, self.frozen, *arguments)
-                self._count(metrics, first=step == position.step)
+                train_step = self.train_steps[position.phase]
+                state, metrics = train_step(state, self.frozen, *arguments)
+                self._count(metrics, compiled=compiles)
                 done = step + 1
                 validate = self.evaluate is not None and self._due(done, self.cadence.eval_every)
                 save = self._due(done, self.cadence.save_every) or stop.requested
@@ -177,9 +185,23 @@ class Loop:
     def _due(self, done: int, every: int) -> bool:
         return done == self.cadence.total_steps or (every > 0 and done % every == 0)
 
-    def _count(self, metrics: dict[str, jax.Array], *, first: bool) -> None:
+    def _begins_next(self, step: int, phase: int) -> bool:
+        return phase + 1 < len(self.phases) and self.phases[phase + 1].start <= step
+
+    def _next_phase(
+        self, state: TrainState, position: Position, step: int
+    ) -> tuple[TrainState, Position]:
+        self.watch.stop()
+        index = position.phase + 1
+        whole = replicated(self.mesh)
+        state, self.frozen = advance(state, self.frozen, self.phases[index], step, whole)
+        (line,) = describe(self.phases[index - 1 : index + 1])
+        self.screen.message(line)
+        return state, dataclasses.replace(position, phase=index)
+
+    def _count(self, metrics: dict[str, jax.Array], *, compiled: bool) -> None:
         self._window.append(metrics)
-        if first:  # it compiled; the clock starts behind it
+        if compiled:  # the clock starts behind it
             jax.block_until_ready(metrics)
             self.watch.start()
         else:

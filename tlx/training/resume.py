@@ -16,6 +16,7 @@ from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
 from tlx.training.state import TrainState, create_state
+from tlx.tuning.phases import Phase
 from tlx.tuning.plan import TuningPlan
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
@@ -28,8 +29,7 @@ def start(
     workdir: Path,
     checkpoints: Checkpoints,
     weights: Source,
-    plan: TuningPlan,
-    optimizer: optax.GradientTransformation,
+    phases: Sequence[Phase],
     *,
     seed: int,
     fingerprint: str,
@@ -41,7 +41,9 @@ def start(
       InputError: the run was trained on other data, or nothing intact is left of it.
     """
     found = weights.leaves
-    restored = checkpoints.restore(_state_shapes(found, plan, optimizer, sharding))
+    restored = checkpoints.restore(
+        lambda phase: _state_shapes(found, phases[phase].plan, phases[phase].optimizer, sharding)
+    )
     if restored is not None:
         state, position, messages = restored
         if position.fingerprint != fingerprint:
@@ -50,34 +52,45 @@ def start(
                 f"{position.fingerprint!r}, now {fingerprint!r}): use another --workdir"
             )
         checkpoints.set_aside_after(position.step)
+        plan = phases[position.phase].plan
         frozen = load_base(workdir, plan.frozen, position.base, sharding)
         return state, frozen, position, [f"{text}: using the one before it" for text in messages]
-    state, frozen = create_state(weights.place(seed, sharding), plan, optimizer, sharding)
+    values, first = weights.place(seed, sharding), phases[0]
+    state, frozen = create_state(values, first.plan, first.optimizer, sharding)
     digest = save_base(workdir, frozen, weights.model.meta, weights.facts(), weights.model.origin)
     return state, frozen, Position(fingerprint=fingerprint, base=digest), []
 
 
 def restore_values(
-    workdir: Path, found: Mapping[str, Leaf], plan: TuningPlan, which: str, sharding: NamedSharding
+    workdir: Path,
+    found: Mapping[str, Leaf],
+    plans: Sequence[TuningPlan],
+    which: str,
+    sharding: NamedSharding,
 ) -> tuple[Values, Position, Messages]:
     """Returns all values of a workdir's model for inference; writes nothing.
 
     Args:
       found: the model's leaves.
+      plans: of the method's phases.
       which: auto or best: of the best validation metric where there is one, else the last; last.
 
     Raises:
       InputError: there is no checkpoint, or none is intact.
     """
-    shapes = _shapes(found, (*plan.trainable, *plan.statistics), sharding)
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore_values(shapes, which)
+        restored = checkpoints.restore_values(
+            lambda phase: _shapes(
+                found, (*plans[phase].trainable, *plans[phase].statistics), sharding
+            ),
+            which,
+        )
     if restored is None:
         raise InputError(f"{workdir} holds no checkpoint yet")
     values, position, messages = restored
     if which == "best" and position.best_step < 0:
         raise InputError(f"{workdir} was trained without validation, there is no best checkpoint")
-    frozen = load_base(workdir, plan.frozen, position.base, sharding)
+    frozen = load_base(workdir, plans[position.phase].frozen, position.base, sharding)
     return {**frozen, **values}, position, messages
 
 

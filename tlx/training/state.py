@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import NamedSharding
 
 from tlx.models.leaves import Values
+from tlx.tuning.phases import Phase
 from tlx.tuning.plan import TuningPlan
 
 
@@ -32,6 +34,39 @@ def create_state(
     frozen = {path: values[path] for path in plan.frozen}
     state = jax.jit(optimizer.init, out_shardings=sharding)(trainable)
     return TrainState(trainable, statistics, state), frozen
+
+
+def advance(
+    state: TrainState, frozen: Values, phase: Phase, step: int, sharding: NamedSharding
+) -> tuple[TrainState, Values]:
+    """Returns the state and the frozen values of the next phase, which begins at `step`.
+
+    What was trained before keeps its values and its optimizer's state. What is new to the optimizer starts
+    without momentum, at the learning rate that the schedule has reached.
+    """
+    values = all_values(state, frozen)
+    # The step may write into what it is given to train; frozen values can be views of a file.
+    values |= {path: frozen[path].copy() for path in phase.plan.trainable if path in frozen}
+    fresh, frozen = create_state(values, phase.plan, phase.optimizer, sharding)
+    optimizer = _carried_over(state.optimizer, fresh.optimizer, step)
+    return fresh._replace(optimizer=jax.device_put(optimizer, sharding)), frozen
+
+
+def _carried_over(old: Any, new: Any, step: int) -> Any:
+    """Returns the new optimizer state with the leaves that the old one has in the same places."""
+
+    def is_schedule(node: Any) -> bool:
+        return isinstance(node, optax.ScaleByScheduleState)
+
+    known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
+
+    def fitting(path: Any, node: Any) -> Any:
+        if is_schedule(node):
+            return node._replace(count=np.asarray(step, node.count.dtype))
+        before = known.get(jax.tree_util.keystr(path))
+        return node if before is None or before.shape != node.shape else before
+
+    return jax.tree.map_with_path(fitting, new, is_leaf=is_schedule)
 
 
 def all_values(state: TrainState, frozen: Values) -> Values:

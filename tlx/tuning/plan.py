@@ -19,10 +19,7 @@ import numpy as np
 from tlx.config import TuneConfig, nearest
 from tlx.errors import InputError
 from tlx.models.leaves import Leaf, matcher
-
-FROZEN = "frozen"  # the group that is not trained
-
-Rule = tuple[str, str]  # (a module's path or a regex, group)
+from tlx.tuning.methods import FROZEN, Anatomy, Rule, rates, rules_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,84 +48,78 @@ class TuningPlan:
         return tuple(path for path, label in self.labels.items() if label == group)
 
 
+def make_plans(
+    found: Mapping[str, Leaf],
+    stages: Sequence[str],
+    tune: TuneConfig,
+    auxiliary: Sequence[tuple[str, int, float]] = (),
+) -> tuple[TuningPlan, ...]:
+    """Returns the plan of each phase of the method, for a model's leaves; most methods have one phase.
+
+    Args:
+      found: the leaves, stem to head.
+      stages: the model's.
+      tune: the method and its options.
+      auxiliary: the model's.
+
+    Raises:
+      InputError: a stage that does not exist, a rule that matches nothing, a parameter that no rule
+        matches, an unknown group, or nothing left to train; names what was available.
+    """
+    parameters = tuple(path for path, leaf in found.items() if leaf.is_parameter)
+    model = Anatomy(parameters, tuple(stages), tuple(auxiliary))
+    phases = [
+        assign(parameters, ordered, strict=tune.method == "rules")
+        for ordered in rules_of(model, tune)
+    ]
+    used = [label for labels in phases for label in labels.values() if label != FROZEN]
+    groups = _groups(tuple(dict.fromkeys(used)), tune.groups, rates(model, tune))
+    return tuple(_plan(found, model, labels, groups, tune) for labels in phases)
+
+
 def make_plan(
     found: Mapping[str, Leaf],
     stages: Sequence[str],
     tune: TuneConfig,
     auxiliary: Sequence[tuple[str, int, float]] = (),
 ) -> TuningPlan:
-    """Returns the plan for a model's leaves; `stages` and `auxiliary` are the model's.
+    """Returns the plan of the last phase: see `make_plans`."""
+    return make_plans(found, stages, tune, auxiliary)[-1]
 
-    Raises:
-      InputError: a stage that does not exist, a rule that matches nothing, a parameter that no rule
-        matches, an unknown group, or nothing left to train; names what was available.
-    """
-    parameters = [path for path, leaf in found.items() if leaf.is_parameter]
-    labels = assign(parameters, rules(stages, tune, auxiliary), strict=tune.method == "rules")
+
+def _plan(
+    found: Mapping[str, Leaf],
+    model: Anatomy,
+    labels: dict[str, str],
+    groups: Mapping[str, Group],
+    tune: TuneConfig,
+) -> TuningPlan:
     used = dict.fromkeys(label for label in labels.values() if label != FROZEN)
     if not used:
         raise InputError(
             f"tune.method={tune.method}: every parameter is frozen, nothing is left to train"
         )
     norms = [path.removesuffix(".mean") for path in found if path.endswith(".mean")]
-    training_norms = {norm for norm in norms if _trains(norm, labels, tune.batchnorm)}
+    mode = "frozen" if (tune.method, tune.batchnorm) == ("bitfit", "auto") else tune.batchnorm
+    training_norms = {norm for norm in norms if _trains(norm, labels, mode)}
     moving = [
         path
         for path, leaf in found.items()
         if not leaf.is_parameter and path.rsplit(".", 1)[0] in training_norms
     ]
-    trainable = [path for path in parameters if labels[path] != FROZEN]
+    trainable = [path for path in model.parameters if labels[path] != FROZEN]
     changing = {*trainable, *moving}
     touched = {path.split(".", 1)[0] for path in changing}
-    first = next((i for i, stage in enumerate(stages) if stage in touched), len(stages))
+    first = next((i for i, stage in enumerate(model.stages) if stage in touched), len(model.stages))
     return TuningPlan(
         labels=labels,
-        groups=_groups(tuple(used), tune.groups),
+        groups={name: groups[name] for name in used},
         trainable=tuple(trainable),
         statistics=tuple(moving),
         frozen=tuple(path for path in found if path not in changing),
         training_norms=frozenset(training_norms),
         first_trained_stage=first,
     )
-
-
-def rules(
-    stages: Sequence[str], tune: TuneConfig, auxiliary: Sequence[tuple[str, int, float]] = ()
-) -> tuple[Rule, ...]:
-    """Returns the method's rules.
-
-    full: everything; head: the classifier only (linear probe); partial: all but the first
-    `freeze_stages` stages; rules: those of the config. An auxiliary classifier is trained where that trains
-    a stage before it.
-    """
-    if tune.method == "rules":
-        if not tune.rules:
-            raise InputError(
-                "tune.method=rules needs tune.rules, as 'stem=frozen,layer1=frozen,.*=rest'"
-            )
-        parsed = [tuple(part.strip() for part in text.rpartition("=")[::2]) for text in tune.rules]
-        for text, (pattern, group) in zip(tune.rules, parsed, strict=True):
-            if not pattern or not group:
-                raise InputError(f"tune.rules: {text!r} is not PATTERN=GROUP")
-        return tuple((pattern, group) for pattern, group in parsed)
-    if tune.rules:
-        raise InputError(
-            f"tune.rules is given, but tune.method is {tune.method!r}: set tune.method=rules"
-        )
-    first = {"full": 0, "head": len(stages)}.get(tune.method, tune.freeze_stages)
-    head = (
-        ("head", "head"),
-        *((name, "head" if first < position else FROZEN) for name, position, _ in auxiliary),
-    )
-    if tune.method == "head":
-        return (*head, (".*", FROZEN))
-    if tune.method == "full":
-        return (*head, (".*", "backbone"))
-    if not 0 <= tune.freeze_stages <= len(stages):
-        raise InputError(
-            f"tune.freeze_stages is {tune.freeze_stages}, the model has {len(stages)} stages: {', '.join(stages)}"
-        )
-    return (*((stage, FROZEN) for stage in stages[: tune.freeze_stages]), *head, (".*", "backbone"))
 
 
 def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) -> dict[str, str]:
@@ -165,8 +156,12 @@ def _trains(norm: str, labels: Mapping[str, str], mode: str) -> bool:
     return any(label != FROZEN for label in own)
 
 
-def _groups(used: Sequence[str], texts: Sequence[str]) -> dict[str, Group]:
-    fields: dict[str, dict[str, Any]] = {name: {} for name in used}
+def _groups(
+    used: Sequence[str], texts: Sequence[str], multipliers: Mapping[str, float]
+) -> dict[str, Group]:
+    fields: dict[str, dict[str, Any]] = {
+        name: {"lr": multipliers[name]} if name in multipliers else {} for name in used
+    }
     for text in texts:
         key, _, value = text.partition("=")
         name, _, field = key.strip().rpartition(".")

@@ -1,0 +1,136 @@
+"""Methods that train more and more of a network: what carries over, and that a stop anywhere changes nothing."""
+
+import os
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+import tlx
+from tests.test_run import write_data
+from tests.training.test_step import Fixture
+from tlx.errors import InputError
+from tlx.models.leaves import values
+from tlx.training import loop
+from tlx.training.loop import Interrupted
+from tlx.training.state import advance, all_values
+from tlx.tuning.plan import digests
+
+GRADUAL = {"tune.method": "gradual", "tune.unfreeze_every": "2", "tune.freeze_stages": 2}
+
+
+@pytest.fixture
+def config(tmp_path):
+    return {
+        "model.name": "resnet20_cifar.glyphs",
+        "data.source": "npz",
+        "data.root": str(write_data(tmp_path / "levels.npz")),
+        "data.image_size": 8,
+        "data.resize": 8,
+        "train.batch_size": 8,
+        "train.steps": 6,
+        "optimizer.lr": 0.02,
+        "optimizer.weight_decay": 0.1,
+        "optimizer.clip_norm": 1.0,
+    }
+
+
+def stop_at(monkeypatch, step):
+    """Has the run be asked to stop while it trains that step."""
+    place = loop.place_batch
+
+    def placed(batch, mesh):
+        steps.append(1)
+        if len(steps) == step:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return place(batch, mesh)
+
+    steps = []
+    monkeypatch.setattr(loop, "place_batch", placed)
+
+
+def test_gradual_unfreezing_ends_with_the_same_bits_wherever_it_was_stopped(
+    tmp_path, config, monkeypatch, capsys
+):
+    fields = config | GRADUAL
+    summary = tlx.finetune(fields, tmp_path / "whole")
+    assert summary["compilations/train_step"] == 1
+    out = capsys.readouterr().out
+    assert "from step 2: layer3" in out and "from step 4: layer2" in out
+    done = 0
+    for stop in (2, 3, 5):  # where two phases meet, within one, and in the last
+        with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"step {stop} of"):
+            stop_at(patched, stop - done)
+            tlx.finetune(fields, tmp_path / "stopped")
+        done = stop
+    again = tlx.finetune(fields, tmp_path / "stopped")
+    assert again["steps"] == 6 and again["test/loss"] == summary["test/loss"]
+    one, two = (values(tlx.load(tmp_path / name)) for name in ("whole", "stopped"))
+    assert digests(one, tuple(one)) == digests(two, tuple(two))
+    start = values(tlx.create_model("resnet20_cifar.glyphs"))
+    moved = {path.split(".")[0] for path in start if not np.array_equal(start[path], one[path])}
+    assert moved == {"layer2", "layer3", "head"}  # the others stay, their statistics too
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_was_trained_before_keeps_its_optimizers_state(optimizer):
+    it = Fixture(
+        **{name.replace(".", "__"): value for name, value in GRADUAL.items()},
+        optimizer__name=optimizer,
+        optimizer__weight_decay=0.1,
+        optimizer__clip_norm=1.0,
+        train__steps=8,
+    )
+    assert [phase.start for phase in it.tuning.phases] == [0, 2, 4]
+    it.train(2)
+    before, kept = jax.device_get((it.state, it.frozen))
+    after, frozen = advance(it.state, it.frozen, it.tuning.phases[1], 2, it.sharding)
+    after, frozen = jax.device_get((after, frozen))
+    assert {path.split(".")[0] for path in after.trainable} == {"layer3", "head"}
+    assert digests(all_values(after, frozen), tuple(it.values)) == digests(
+        all_values(before, kept), tuple(it.values)
+    )
+    old = dict(named(before.optimizer))
+    new = dict(named(after.optimizer))
+    own = [name for name in old if "head" in name]
+    assert len(own) >= 3 and old.keys() < new.keys()
+    for name in own:
+        np.testing.assert_array_equal(new[name], old[name])
+    assert any(np.any(new[name]) for name in own if "kernel" in name)
+    for name in new.keys() - old.keys():
+        if name.endswith("count") and "mu" not in name and new[name] == 2:
+            continue  # of the schedule
+        assert not np.any(new[name]), name
+    schedules = [name for name in new.keys() - old.keys() if new[name].ndim == 0 and new[name] == 2]
+    assert len(schedules) == 1
+
+
+def named(tree):
+    for path, leaf in jax.tree.leaves_with_path(tree):
+        yield jax.tree_util.keystr(path), np.asarray(leaf)
+
+
+def test_the_head_first_then_everything(tmp_path, config, capsys):
+    fields = config | {"tune.method": "lpft", "tune.head_first": "50%", "train.steps": 4}
+    tlx.finetune(fields | {"tune.groups": "backbone.lr=0.1"}, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "from step 2: stem, layer1, layer2, layer3" in out
+    assert "audit: 0 frozen values" in out
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tune.method": "gradual", "tune.unfreeze_every": "6"}, "is 6 steps of a run of 6"),
+        ({"tune.method": "gradual", "tune.unfreeze_every": "0"}, "expected at least 1"),
+        ({"tune.method": "gradual", "tune.freeze_stages": 4}, "leaves nothing to unfreeze"),
+        ({"tune.method": "lpft", "tune.head_first": "100%"}, "tune.head_first=100% is 6 steps"),
+        ({"tune.method": "gradual", "tune.unfreeze_every": "soon"}, "is 'soon', expected"),
+    ],
+)
+def test_phases_that_do_not_fit_the_run_are_refused(tmp_path, config, fields, says):
+    with pytest.raises(InputError) as caught:
+        tlx.finetune(config | fields, tmp_path / "run")
+    assert says in str(caught.value)
+    assert not (tmp_path / "run").exists()
