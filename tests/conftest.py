@@ -1,15 +1,23 @@
 """Markers: `parity` needs torch and the peers, `shared` needs the real data named by TLX_SHARED."""
 
+import atexit
 import importlib.util
 import os
+import shutil
+import tempfile
 from pathlib import Path
 
 import pytest
 
-if (
-    "PYTEST_XDIST_WORKER" in os.environ
-):  # torch's threads wait busily, and so take the other workers' time
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # torch's threads wait busily, and so take the other workers' time.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    # What one test or process compiled need not be compiled again by the next.
+    compiled = tempfile.mkdtemp(prefix="tlx-compiled-")
+    atexit.register(shutil.rmtree, compiled, ignore_errors=True)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
 SHARED = os.environ.get("TLX_SHARED", "")
