@@ -16,6 +16,7 @@ import numpy as np
 from tlx import models
 from tlx.config import check_choice, checked
 from tlx.errors import InputError
+from tlx.models.adapters import initial_magnitudes, merged
 from tlx.models.base import Model
 from tlx.models.layers import Initializer, zeros
 from tlx.models.leaves import (
@@ -97,8 +98,9 @@ class Source:
             for paths, arrays in zip(groups, pool.map(copies, groups), strict=True):
                 placed |= zip(paths, jax.device_put(arrays, sharding), strict=True)
         missing = [path for path in found if path not in placed]
-        fresh = initial_values(found, missing, seed, sharding)
-        return {path: placed[path] if path in placed else fresh[path] for path in found}
+        placed |= initial_values(found, missing, seed, sharding)
+        placed |= initial_magnitudes(placed)
+        return {path: placed[path] for path in found}
 
     def facts(self) -> dict[str, Any]:
         """Returns where the values come from, and what was changed of their preprocessing."""
@@ -337,7 +339,7 @@ def shaped(
 def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
     """Writes `.safetensors` with the source's own names and layouts, and the (derived) meta in its header.
 
-    Values that were not changed are written in the type they had in the file they came from; buffers that
+    Adapters are merged into the layers that they belong to. Values that were not changed are written in the type they had in the file they came from; buffers that
     the network does not use are written as they were there.
 
     Args:
@@ -348,9 +350,11 @@ def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
         another epsilon (`WeightsMeta.norm_epsilon`), which no weights file says.
 
     Raises:
-      InputError: no such names for this model, it has no values, or the file cannot be written.
+      InputError: no such names for this model, it has no values or bottleneck adapters, or the file cannot be
+        written.
     """
     meta, origin, path = model.meta.derived(), model.origin, Path(path)
+    model = merged(model)
     if path.suffix != ".safetensors":
         raise InputError(f"{str(path)!r}: what is written is safetensors: call it NAME.safetensors")
     if path.exists() and not path.is_file():

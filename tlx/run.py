@@ -30,6 +30,7 @@ from tlx.training.mesh import make_mesh, replicated
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import all_values
 from tlx.training.step import make_train_step
+from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
@@ -133,9 +134,10 @@ def load(workdir: str | Path) -> Model:
     folder = Workdir(Path(workdir))
     config = folder.read_config()
     meta, origin = stored_model(folder)
-    model = pretrained.source(
+    source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
-    ).model
+    )
+    model = with_adapters(source, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(
         folder.path, leaves(model), plans, config.eval.checkpoint, replicated(make_mesh())

@@ -26,6 +26,7 @@ from tlx.tasks import Evaluation, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.step import EvalStep, make_eval_step
+from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.schedule import Schedule, make_schedule
@@ -153,6 +154,7 @@ def prepare(
             dropout=config.model.dropout,
             drop_path=config.model.drop_path,
         )
+        weights = with_adapters(weights, config.tune)
     else:
         file = None if own_weights == "none" else open_weights(own_name, own_weights)
         own = file.meta if file else default_meta(own_name)
@@ -183,6 +185,7 @@ def prepare(
             drop_path=config.model.drop_path,
             overridden=tuple(changes),
         )
+        weights = with_adapters(weights, config.tune)
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)

@@ -93,7 +93,37 @@ def statistic(shape: tuple[int, ...], init: Initializer) -> nnx.BatchStat[jax.Ar
     return nnx.BatchStat(jax.ShapeDtypeStruct(shape, jnp.float32), init=init)
 
 
-class Conv(nnx.Module):
+class Layer(nnx.Module):
+    """Base of what multiplies by a kernel and adds a bias, the places where an adapter can sit.
+
+    Attributes:
+      kernel: its last axis is that of the outputs.
+      bias: [out], or None.
+      adapter: called as `adapter(layer, x)` instead of the layer itself; None: there is none.
+    """
+
+    kernel: nnx.Param[jax.Array]
+    bias: nnx.Param[jax.Array] | None
+    adapter: Any = None
+
+    def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """Returns what the layer gives for a kernel of its own shape, but for the number of outputs."""
+        raise NotImplementedError
+
+    def plain(self, x: jax.Array) -> jax.Array:
+        """Returns what the layer gives without an adapter."""
+        return self.with_bias(self.project(x, self.kernel[...]))
+
+    def with_bias(self, y: jax.Array) -> jax.Array:
+        """Adds the bias where there is one."""
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps the layer's inputs to its outputs, in the input's dtype."""
+        return self.plain(x) if self.adapter is None else self.adapter(self, x)
+
+
+class Conv(Layer):
     """2-D convolution with explicit padding, as PyTorch's.
 
     `padding` is pixels on both sides, or "same": as TensorFlow pads, the odd pixel at the end. Sizes are
@@ -118,21 +148,20 @@ class Conv(nnx.Module):
         self.kernel = parameter((*_pair(kernel_size), in_features // groups, out_features), init)
         self.bias = parameter((out_features,), bias_init) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Maps [B, H, W, in] to [B, H', W', out]."""
         padding = "SAME" if self.padding == "same" else [(p, p) for p in self.padding]
-        y = lax.conv_general_dilated(
+        return lax.conv_general_dilated(
             x,
-            self.kernel[...].astype(x.dtype),
+            kernel.astype(x.dtype),
             window_strides=(self.stride, self.stride),
             padding=padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
-class Linear(nnx.Module):
+class Linear(Layer):
     """x @ kernel + bias, with `kernel` [in, out]."""
 
     def __init__(
@@ -147,10 +176,9 @@ class Linear(nnx.Module):
         self.kernel = parameter((in_features, out_features), init)
         self.bias = parameter((out_features,), bias_init) if bias else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Maps [..., in] to [..., out]."""
-        y = x @ self.kernel[...].astype(x.dtype)
-        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+        return x @ kernel.astype(x.dtype)
 
 
 class BatchNorm(nnx.Module):

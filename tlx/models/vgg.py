@@ -11,6 +11,7 @@ from tlx.models.base import Model, Rates
 from tlx.models.layers import (
     BatchNorm,
     Conv,
+    Layer,
     Linear,
     adaptive_average_pool,
     chain,
@@ -77,7 +78,7 @@ class Block(nnx.List):
         return max_pool(chain(x, self, key), 2, stride=2)
 
 
-class MapLinear(nnx.Module):
+class MapLinear(Layer):
     """A linear layer that reads a whole map; `kernel` is [h, w, C, out].
 
     Its axes are kept apart, so that the kernel of a file, ordered [out, C, h, w], need not be copied
@@ -88,11 +89,9 @@ class MapLinear(nnx.Module):
         self.kernel = parameter((side, side, in_features, out_features), normal(0.01))
         self.bias = parameter((out_features,), zeros)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, out]."""
-        kernel = self.kernel[...].astype(x.dtype)
-        y = x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1])
-        return y + self.bias[...].astype(x.dtype)
+        return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype)
 
 
 class PreLogits(nnx.Module):

@@ -1,0 +1,171 @@
+"""Small trainable parts that sit at a layer whose own values stay as they are.
+
+Each is called as `adapter(layer, x)` in place of the layer, and changes nothing at initialisation. LoRA, DoRA and IA3 can be
+merged into the layer's kernel; a bottleneck cannot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from tlx.errors import InputError
+from tlx.models.base import Model
+from tlx.models.layers import Layer, gelu, ones, parameter, uniform_conv, zeros
+from tlx.models.leaves import Values
+
+NAME = "adapter"  # of the attribute of a layer; the part of a path that says it is an adapter's
+
+Pair = tuple[np.ndarray, np.ndarray | None]  # a layer's kernel and bias
+
+
+class LoRA(nnx.Module):
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685): kernel + scale * a b, never formed in training.
+
+    `a` is a kernel of the layer's kind with `rank` outputs (drawn as PyTorch's layers are), `b` is [rank, out] and zero at
+    first, as in peft. For a convolution `b` is a 1x1 one.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, rank: int, alpha: float):
+        """Makes the adapter for a kernel of that shape; the update is multiplied by alpha / rank."""
+        self.rank, self.alpha = rank, alpha
+        self.a = parameter((*shape[:-1], rank), uniform_conv)
+        self.b = parameter((rank, shape[-1]), zeros)
+
+    @property
+    def scale(self) -> float:
+        """What the product of `a` and `b` is multiplied by."""
+        return self.alpha / self.rank
+
+    def __call__(self, layer: Layer, x: jax.Array) -> jax.Array:
+        """Maps the layer's inputs to its outputs."""
+        return layer.plain(x) + self.branch(layer, x)
+
+    def branch(self, layer: Layer, x: jax.Array) -> jax.Array:
+        """Returns what the update adds to the outputs."""
+        low = layer.project(x, self.a[...])
+        return self.scale * (low @ self.b[...].astype(low.dtype))
+
+    def merged(self, kernel: np.ndarray, bias: np.ndarray | None) -> Pair:
+        """Returns the kernel and bias of a plain layer that gives the same."""
+        return self.updated(kernel).astype(kernel.dtype), bias
+
+    def updated(self, kernel: np.ndarray) -> np.ndarray:
+        """Returns kernel + scale * a b, in float64."""
+        a, b = (np.asarray(part[...], np.float64) for part in (self.a, self.b))
+        return kernel + self.scale * (a.reshape(-1, self.rank) @ b).reshape(kernel.shape)
+
+
+class DoRA(LoRA):
+    """Weight-decomposed LoRA (Liu et al. 2024, arXiv:2402.09353): each output has its own magnitude beside.
+
+    `magnitude` is [out], at first the norms of the kernel's columns: see `initial_magnitudes`. The norm that the columns are
+    divided by is a constant to the gradient, as in section 4.3 of the paper and in peft.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, rank: int, alpha: float):
+        super().__init__(shape, rank=rank, alpha=alpha)
+        self.magnitude = parameter((shape[-1],), ones)
+
+    def __call__(self, layer: Layer, x: jax.Array) -> jax.Array:
+        """Maps the layer's inputs to its outputs."""
+        kernel = layer.kernel[...]
+        update = (self.a[...].reshape(-1, self.rank) @ self.b[...]).reshape(kernel.shape)
+        norms = jax.lax.stop_gradient(column_norms(kernel + self.scale * update))
+        y = layer.project(x, kernel) + self.branch(layer, x)
+        return layer.with_bias(y * (self.magnitude[...] / norms).astype(y.dtype))
+
+    def merged(self, kernel: np.ndarray, bias: np.ndarray | None) -> Pair:
+        updated = self.updated(kernel)
+        norms = np.sqrt(np.square(updated).sum(tuple(range(updated.ndim - 1))))
+        return (updated * (np.asarray(self.magnitude[...]) / norms)).astype(kernel.dtype), bias
+
+
+class IA3(nnx.Module):
+    """A factor for each output, or for each input, of a layer (IA3: Liu et al. 2022, arXiv:2205.05638)."""
+
+    def __init__(self, shape: tuple[int, ...], *, inputs: bool):
+        """Makes the adapter for a kernel of that shape; `inputs`: its inputs are multiplied."""
+        self.inputs = inputs
+        self.factor = parameter((shape[-2] if inputs else shape[-1],), ones)
+
+    def __call__(self, layer: Layer, x: jax.Array) -> jax.Array:
+        """Maps the layer's inputs to its outputs."""
+        factor = self.factor[...].astype(x.dtype)
+        return layer.plain(x * factor) if self.inputs else layer.plain(x) * factor
+
+    def merged(self, kernel: np.ndarray, bias: np.ndarray | None) -> Pair:
+        """Returns the kernel and bias of a plain layer that gives the same."""
+        factor = np.asarray(self.factor[...])
+        if self.inputs:
+            return kernel * factor[:, None], bias
+        return kernel * factor, None if bias is None else bias * factor
+
+
+class Bottleneck(nnx.Module):
+    """y + up(gelu(down(y))) after the layer (Houlsby et al. 2019, arXiv:1902.00751), with `up` zero at first.
+
+    After a convolution both are 1x1, as in residual adapters (Rebuffi et al. 2017, arXiv:1705.08045).
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, width: int):
+        """Makes the adapter for a kernel of that shape."""
+        out = shape[-1]
+        self.down, self.down_bias = (
+            parameter((out, width), uniform_conv),
+            parameter((width,), zeros),
+        )
+        self.up, self.up_bias = parameter((width, out), zeros), parameter((out,), zeros)
+
+    def __call__(self, layer: Layer, x: jax.Array) -> jax.Array:
+        """Maps the layer's inputs to its outputs."""
+        y = layer.plain(x)
+        parts = (self.down, self.down_bias, self.up, self.up_bias)
+        down, down_bias, up, up_bias = (part[...].astype(y.dtype) for part in parts)
+        return y + (gelu(y @ down + down_bias) @ up + up_bias)
+
+
+def column_norms(kernel: Any) -> Any:
+    """Returns the norm of each output's weights, [out]."""
+    return jnp.sqrt(jnp.sum(jnp.square(kernel), tuple(range(kernel.ndim - 1))))
+
+
+def initial_magnitudes(values: Values) -> Values:
+    """Returns DoRA's magnitudes for the kernels that they belong to."""
+    end = f".{NAME}.magnitude"
+    kernels = {path: path.removesuffix(end) + ".kernel" for path in values if path.endswith(end)}
+    return {path: column_norms(values[kernel]) for path, kernel in kernels.items()}
+
+
+def adapted_layers(model: Model) -> Iterator[tuple[str, Layer]]:
+    """Yields the path of every layer that has an adapter, and the layer."""
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Layer) and module.adapter is not None:
+            yield ".".join(map(str, path)), module
+
+
+def merged(model: Model) -> Model:
+    """Returns a model of plain layers that gives the same.
+
+    Raises:
+      InputError: a bottleneck cannot be merged.
+    """
+    copy = nnx.merge(*nnx.split(model))
+    for path, layer in list(adapted_layers(copy)):
+        if isinstance(layer.adapter, Bottleneck):
+            raise InputError(
+                f"{path} has a bottleneck adapter, which no plain layer is equal to: only networks without can be "
+                "written under their source's names"
+            )
+        bias = None if layer.bias is None else np.asarray(layer.bias[...])
+        kernel, bias = layer.adapter.merged(np.asarray(layer.kernel[...]), bias)
+        layer.kernel.set_value(jnp.asarray(kernel))
+        if layer.bias is not None:
+            layer.bias.set_value(jnp.asarray(bias))
+        layer.adapter = None
+    return copy

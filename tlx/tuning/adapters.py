@@ -1,0 +1,98 @@
+"""Which layers get an adapter: the methods lora, dora, ia3 and bottleneck."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+from flax import nnx
+
+from tlx.config import TuneConfig, nearest
+from tlx.errors import InputError
+from tlx.models.adapters import IA3, Bottleneck, DoRA, LoRA
+from tlx.models.base import Model
+from tlx.models.layers import Conv, Layer
+from tlx.models.leaves import is_within, leaves, matcher
+from tlx.pretrained import Source
+
+METHODS = ("lora", "dora", "ia3", "bottleneck")
+
+# Where the papers put them in transformers. What has none of these layers (a convolutional network), and lora and
+# dora everywhere, get one at every layer of every stage but the first, which reads the pixels.
+TRANSFORMER_TARGETS = {
+    "ia3": (r".*\.attention\.(key|value)", r"(block|.*\.blocks\.)\d+\.fc2:input"),
+    "bottleneck": (r".*\.attention\.output", r"(block|.*\.blocks\.)\d+\.fc2"),
+}
+
+
+def with_adapters(source: Source, tune: TuneConfig) -> Source:
+    """Returns the source of the model with the method's adapters; the same where the method has none.
+
+    Raises:
+      InputError: a target that is no layer, or only layers that cannot have one; names what was available.
+    """
+    if tune.method not in METHODS:
+        return source
+    model = attach(source.model, tune)
+    loaded = source.loaded and dataclasses.replace(source.loaded, leaves=leaves(model))
+    return dataclasses.replace(source, model=model, loaded=loaded)
+
+
+def attach(model: Model, tune: TuneConfig) -> Model:
+    """Returns the (abstract) model with an adapter at each of its target layers. Raises as `with_adapters`."""
+    copy = nnx.merge(*nnx.split(model))
+    layers = candidates(copy)
+    chosen = _targets(copy, layers, tune)
+    for path, inputs in chosen.items():
+        shape = layers[path].kernel.get_value().shape
+        match tune.method:
+            case "lora":
+                layers[path].adapter = LoRA(shape, rank=tune.rank, alpha=tune.alpha)
+            case "dora":
+                layers[path].adapter = DoRA(shape, rank=tune.rank, alpha=tune.alpha)
+            case "ia3":
+                layers[path].adapter = IA3(shape, inputs=inputs)
+            case "bottleneck":
+                layers[path].adapter = Bottleneck(shape, width=tune.rank)
+    return copy
+
+
+def candidates(model: Model) -> dict[str, Layer]:
+    """Returns the layers of the stages that an adapter can sit at, by path: all but grouped convolutions."""
+    found = {}
+    for path, module in nnx.iter_modules(model):
+        grouped = isinstance(module, Conv) and module.groups > 1
+        if isinstance(module, Layer) and path and path[0] in model.stages and not grouped:
+            found[".".join(map(str, path))] = module
+    order = {name: place for place, name in enumerate(model.stages)}
+    return dict(sorted(found.items(), key=lambda item: order[item[0].split(".", 1)[0]]))
+
+
+def _targets(model: Model, layers: dict[str, Layer], tune: TuneConfig) -> dict[str, bool]:
+    """Returns the path of each target, and whether its inputs are meant."""
+    if tune.targets:
+        return _matching(layers, tune.targets, tune.method, strict=True)
+    usual = TRANSFORMER_TARGETS.get(tune.method, ())
+    if found := _matching(layers, usual, tune.method, strict=False):
+        return found
+    return {path: False for path in layers if not is_within(path, model.stages[:1])}
+
+
+def _matching(
+    layers: dict[str, Layer], targets: Sequence[str], method: str, *, strict: bool
+) -> dict[str, bool]:
+    found: dict[str, bool] = {}
+    for target in targets:
+        pattern, colon, end = target.rpartition(":")
+        inputs = method == "ia3" and colon != "" and end == "input"
+        pattern = pattern if inputs else target
+        matches = matcher(pattern, "tune.targets")
+        hits = [path for path in layers if matches(path)]
+        if strict and not hits:
+            names = dict.fromkeys(path.rsplit(".", 1)[-1] for path in layers)
+            raise InputError(
+                f"tune.targets: {target!r} is no layer that can have an adapter{nearest(pattern, layers)} "
+                f"(a module's path or a regex; the layers are called {', '.join(names)}, as {next(iter(layers))})"
+            )
+        found |= dict.fromkeys(hits, inputs)
+    return found
