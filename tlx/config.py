@@ -49,7 +49,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "digits"  # digits | folder | tfds:NAME | npz
+    source: str = "digits"  # digits | folder | table | tfds:NAME | npz
     root: str = ""  # folder or file of the data; for tfds its data directory
     train_split: str = "train"  # tfds split expressions, as train[:90%]
     val_split: str = ""  # "": val_fraction of the training split

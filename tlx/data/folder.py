@@ -15,7 +15,7 @@ import numpy as np
 from tlx.config import DataConfig
 from tlx.data.image import FORMATS, sniff
 from tlx.data.picture_files import SPLIT_NAMES, PictureFiles, printable
-from tlx.data.source import Splits
+from tlx.data.source import Splits, given_splits
 from tlx.errors import InputError, InputFileNotFoundError
 
 EXPECTED = "DIR/{train,val,test}/CLASS/*.jpg or DIR/CLASS/*.jpg"
@@ -80,13 +80,8 @@ def _given_splits(folders: dict[str, Path], notes: list[str]) -> Splits:
         notes += more
     for split, examples in parts.items():
         _check_same_classes(folders["train"], parts["train"], folders[split], examples)
-    if "test" not in parts and "val" in parts:
-        parts["test"] = parts.pop("val")
-        notes.append(
-            f"there is no test folder: {folders['val'].name!r} is the held-out test, nothing is "
-            "selected on it (selection uses data.val_fraction of training)"
-        )
-    return Splits(parts["train"], parts.get("val"), parts.get("test"), tuple(notes))
+    val = folders["val"].name if "val" in folders else ""
+    return given_splits(parts, notes, kind="folder", val=val)
 
 
 def _check_same_classes(
