@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.evaluation.test_report import make_report, pictures, tables
-from tlx.evaluation.multi_label import ClassScores, Mistake, section
+from tlx.evaluation.multi_label import ClassScores, Mistake, _fitting, section
 from tlx.evaluation.report import write_report
 
 RECORDS = [
@@ -70,6 +70,7 @@ def test_the_section_has_a_table_of_classes_and_the_worst_mistakes(tmp_path):
     assert "1 of 3 have none and no AP" in text
     assert "The 2 examples, of 3 with a wrong label, that have the highest loss; below" in text
     assert "confusion" not in text.lower()
+    assert "![Curves of loss, f1\\_micro and mAP over the steps](report/curves.png)" in text
 
 
 def test_no_mistake_leaves_no_picture(tmp_path):
@@ -89,6 +90,13 @@ def test_many_classes_and_labels(tmp_path):
     assert len(lowest) == 22 and lowest[2][1] == "class 1" and len(everything) == 62
     assert mistakes[2][1].endswith("class 9, ...") and mistakes[2][2].endswith("class 9")
     assert len(mistakes) == 22
+
+
+def test_a_caption_names_as_many_labels_as_fit():
+    assert _fitting([]) == "none"
+    assert _fitting(["cat", "dog"]) == "cat, dog"
+    assert _fitting(["a" * 24, "cat"]) == "a" * 24 + " +1"
+    assert _fitting(["cat", "dog", "b" * 15, "c"]) == "cat, dog +2"
 
 
 @pytest.mark.filterwarnings("error")

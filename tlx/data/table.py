@@ -156,7 +156,9 @@ def _check_one_label(rows: Sequence[Row]) -> None:
                 "but the task takes one; task=multilabel takes several"
             )
         if not row.labels:
-            raise InputError(f"{row.where}: {shown(row.path)} has no label")
+            raise InputError(
+                f"{row.where}: {shown(row.path)} has no label; that is right with task=multilabel only"
+            )
 
 
 def _class_names(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -248,6 +248,12 @@ def _label(where: str, value: Any) -> str:
     label = value.strip()
     if not label:
         raise InputError(f"{where}: one of the labels is empty")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
+    if not _is_text(label):
         raise InputError(f"{where}: label {shown(label)} has a character that is no text")
     return label
+
+
+@functools.lru_cache(maxsize=65536)  # tables have many rows of few labels
+def _is_text(label: str) -> bool:
+    """Whether a label is without control characters and halves of surrogate pairs."""
+    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in label)

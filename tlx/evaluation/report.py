@@ -85,7 +85,8 @@ def _markdown(report: Report, *, curves: bool) -> str:
     if report.plan_table.strip():
         parts += ["## What was trained", fence(report.plan_table.strip("\n"), "text")]
     if curves:
-        metrics = " and ".join(map(escape, report.section.curves))
+        *most, last = map(escape, report.section.curves)
+        metrics = f"{', '.join(most)} and {last}" if most else last
         parts += ["## Training", f"![Curves of {metrics} over the steps](report/curves.png)"]
     parts += [f"## Predictions on the {escape(report.split)} split", *report.section.parts]
     return "\n\n".join(parts) + "\n"
