@@ -138,6 +138,12 @@ def test_what_is_not_a_number_is_not_right():
     assert "| nan | nan |" in section.parts[-1]
 
 
+def test_a_score_that_is_not_a_number_is_the_worst_of_its_class():
+    targets = np.array([[1, 1], [1, 0], [0, 0], [0, 0]])
+    scores = np.array([[2, 2], [np.nan, np.nan], [0, 0], [-1, -1]], np.float32)
+    np.testing.assert_allclose(multilabel.average_precision(targets, scores), [0.75, 0.5])
+
+
 def test_batch_metrics():
     given = PROBABILITIES > 0.5
     found = multilabel.batch_metrics(jnp.asarray(LOGITS), batch())

@@ -224,10 +224,9 @@ def _fill(
         before, rank, example = heapq.heappop(heap)
         if (kept[hot[example]] < 2).any():
             continue
+        # Losses only grow: one that has not grown since it was the least of all still is.
         now = loss(example)
-        if (
-            now > before
-        ):  # losses only grow: what is the least is so still when it is looked at again
+        if now > before:
             heapq.heappush(heap, (now, rank, example))
             continue
         held[example] = True
