@@ -56,6 +56,22 @@ def test_every_field_can_be_overridden_by_a_string():
         assert config_lib.build({name: text}) == config_lib.Config()
 
 
+def test_the_metric_that_selects_is_the_tasks_first_unless_it_is_set():
+    from tlx.tasks import TASKS, get_task
+
+    assert set(TASKS) == set(config_lib.CHOICES["task"])
+    for task in TASKS:
+        config = config_lib.build({"task": task})
+        first = get_task(task).metrics(10)[0]
+        assert config_lib.selecting_metric(config) == first
+        named = config_lib.build({"task": task, "eval.metric": first})
+        assert config_lib.differences(config, named) == []
+        assert config_lib.digest(config) == config_lib.digest(named)
+        other = config_lib.build({"task": task, "eval.metric": "loss"})
+        assert config_lib.differences(config, other) == [f"eval.metric: {first!r} -> 'loss'"]
+        assert config_lib.digest(config) != config_lib.digest(other)
+
+
 def test_a_locked_default_refuses_typos_in_config_files(tmp_path):
     path = tmp_path / "typo.py"
     path.write_text(

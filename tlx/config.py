@@ -49,7 +49,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "digits"  # digits | folder | tfds:NAME | npz
+    source: str = "digits"  # digits | folder | table | tfds:NAME | npz
     root: str = ""  # folder or file of the data; for tfds its data directory
     train_split: str = "train"  # tfds split expressions, as train[:90%]
     val_split: str = ""  # "": val_fraction of the training split
@@ -136,7 +136,8 @@ class EvalConfig:
         "1ep"  # a duration: how often the validation split is evaluated; "0": only at the end
     )
     batch_size: int = 0  # 0: as in training
-    metric: str = "accuracy"  # the validation metric by which the best checkpoint is chosen
+    metric: str = ""  # the validation metric by which the best checkpoint is chosen, as loss; "":
+    # accuracy, for multilabel mAP
     checkpoint: str = (
         "auto"  # mode=evaluate: auto (best where there is one, else last) | best | last
     )
@@ -151,7 +152,7 @@ class CheckpointConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
-    task: str = "classification"
+    task: str = "classification"  # classification | multilabel: any number of labels for a picture
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     tune: TuneConfig = TuneConfig()
@@ -161,11 +162,14 @@ class Config:
     checkpoint: CheckpointConfig = CheckpointConfig()
 
 
+# Of tuning: tlx/tuning/methods.py.
 METHODS = (
     *("full", "head", "partial", "surgical", "gradual", "lpft", "bitfit", "norms"),
     *("lora", "dora", "ia3", "bottleneck", "rules"),
 )
 
+# Task -> what selects the best checkpoint where `eval.metric` is not set.
+DEFAULT_METRICS = {"classification": "accuracy", "multilabel": "mAP"}
 
 CHOICES = {
     "model.head": ("auto", "keep", "new"),
@@ -183,7 +187,7 @@ CHOICES = {
     "optimizer.decay_on": ("kernels", "all"),
     "optimizer.schedule": ("constant", "cosine", "step"),
     "eval.checkpoint": ("auto", "best", "last"),
-    "task": ("classification",),
+    "task": tuple(DEFAULT_METRICS),
 }
 
 # Fields that are one duration each.
@@ -367,18 +371,28 @@ def to_json(config: Config) -> dict[str, Any]:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns "name: old -> new" for each field that makes these two different runs."""
-    before, after = flatten(dataclasses.asdict(old)), flatten(dataclasses.asdict(new))
+    before, after = _identity(old), _identity(new)
     return [
         f"{name}: {before[name]!r} -> {after[name]!r}"
         for name in before
-        if name not in NOT_IDENTITY and before[name] != after[name]
+        if before[name] != after[name]
     ]
 
 
 def digest(config: Config) -> str:
     """Returns eight hexadecimal digits that identify the run this config describes."""
-    identity = {k: v for k, v in flatten(to_json(config)).items() if k not in NOT_IDENTITY}
-    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(_identity(config), sort_keys=True).encode()).hexdigest()[:8]
+
+
+def selecting_metric(config: Config) -> str:
+    """Returns `eval.metric`, or where that is not set the task's default."""
+    return config.eval.metric or DEFAULT_METRICS[config.task]
+
+
+def _identity(config: Config) -> dict[str, Any]:
+    # A metric that is named is the same as one that is not, if it is the default.
+    leaves = flatten(dataclasses.asdict(config)) | {"eval.metric": selecting_metric(config)}
+    return {name: value for name, value in leaves.items() if name not in NOT_IDENTITY}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

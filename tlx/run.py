@@ -9,7 +9,7 @@ import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from tlx import config as config_lib
 from tlx import pretrained
@@ -22,7 +22,6 @@ from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
 from tlx.setup import Setup, Tuning, prepare, prepare_tuning
 from tlx.summary import make_report, results, run_facts
-from tlx.tasks.classification import Evaluation
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
@@ -108,7 +107,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         raise InputError(
             "the data has neither a test nor a validation split: set data.test_fraction"
         )
-    found = cast(Evaluation, setup.evaluate(split, values))
+    found = setup.evaluate(split, values)
     summary = run_facts(setup, "evaluate") | facts
     summary |= {"steps": step, "seconds": time.perf_counter() - begun}
     summary |= results(name, found, setup.model.meta.class_names)
@@ -228,10 +227,10 @@ def _train(
         "compilations/train_step": max(step._cache_size() for step in train_steps),  # type: ignore[attr-defined]
     }
     if position.best_step >= 0:
-        summary[f"val/{config.eval.metric}"] = loop.metric_value(position)
+        summary[f"val/{config_lib.selecting_metric(config)}"] = loop.metric_value(position)
     name = setup.held_out
     if name in splits:
-        found = cast(Evaluation, setup.evaluate(splits[name], values))
+        found = setup.evaluate(splits[name], values)
         summary |= results(name, found, setup.model.meta.class_names)
         summary["compilations/eval_step"] = setup.eval_step._cache_size()  # type: ignore[attr-defined]
         make_report(setup, folder, summary, found, splits[name], name, table=table, command=command)

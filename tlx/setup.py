@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from tlx import pretrained
-from tlx.config import Config, duration, nearest
+from tlx.config import Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
 from tlx.data.source import Splits, load_splits
@@ -131,14 +131,15 @@ def prepare(
     check_batch_size("train.batch_size", config.train.batch_size, mesh)
     check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
     own_name, own_weights = pretrained.name_and_weights(config.model.name, config.model.weights)
-    splits = load_splits(config.data, config.seed, training=training)
-    names = splits.class_names
     task = get_task(config.task)
+    splits = load_splits(config.data, config.seed, training=training, multi_hot=task.MULTI_HOT)
+    names = splits.class_names
     metrics = task.metrics(len(names))
-    if config.eval.metric not in metrics:
+    metric = selecting_metric(config)
+    if metric not in metrics:
         raise InputError(
-            f"eval.metric is {config.eval.metric!r}{nearest(config.eval.metric, metrics)}; with "
-            f"{len(names)} classes there are: {', '.join(metrics)}"
+            f"eval.metric is {metric!r}{nearest(metric, metrics)}; with {len(names)} classes there "
+            f"are: {', '.join(metrics)}"
         )
     lines = [f"data: {config.data.source} {config.data.root}".rstrip() + f": {_counts(splits)}"]
     lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
@@ -225,7 +226,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         eval_every=every(config.eval.every),
         save_every=every(config.checkpoint.every),
         log_every=config.train.log_every,
-        metric=config.eval.metric,
+        metric=selecting_metric(config),
     )
     return Tuning(phases, schedule, steps_per_epoch, cadence)
 

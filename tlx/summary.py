@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,9 +12,9 @@ import numpy as np
 
 from tlx.data import pipeline
 from tlx.data.image import displayable
-from tlx.evaluation.report import Mistake, Report, write_report
+from tlx.evaluation.report import Report, Shown, write_report
 from tlx.setup import Setup
-from tlx.tasks.classification import Evaluation
+from tlx.tasks import Evaluation
 from tlx.training import logging
 from tlx.tuning.table import count_parameters
 from tlx.workdir import Workdir
@@ -41,13 +41,13 @@ def run_facts(setup: Setup, mode: str) -> dict[str, Any]:
     }
 
 
-def results(name: str, found: Evaluation, class_names: tuple[str, ...]) -> dict[str, Any]:
-    """Returns `test/accuracy` and the others, with the accuracy of each class that has examples."""
-    per_class = zip(class_names, found.per_class_accuracy(), strict=True)
-    return {
-        **{f"{name}/{key}": value for key, value in found.summary().items()},
-        f"{name}/per_class_accuracy": {k: float(v) for k, v in per_class if not np.isnan(v)},
-    }
+def results(name: str, found: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+    """Returns `test/accuracy` and the others, with `test/per_class_accuracy` where it is defined."""
+    summary = {f"{name}/{key}": value for key, value in found.summary().items()}
+    for key, values in found.per_class().items():
+        per_class = zip(class_names, values, strict=True)
+        summary[f"{name}/per_class_{key}"] = {k: float(v) for k, v in per_class if not np.isnan(v)}
+    return summary
 
 
 def make_report(
@@ -64,27 +64,17 @@ def make_report(
     """Writes report.md and its pictures into the workdir."""
     names = split.examples.class_names
     worst = found.worst(WORST_KEPT)
-    mistakes = [
-        Mistake(
-            image=displayable(image),
-            name=split.examples.name(int(index)),
-            target=names[found.targets[index]],
-            predicted=names[found.outcomes["prediction"][index]],
-            probability=float(found.outcomes["probability"][index]),
-            loss=float(found.outcomes["loss"][index]),
-        )
+    shown = [
+        Shown(int(index), displayable(image), split.examples.name(int(index)))
         for index, image in zip(worst, split.rows(worst) if len(worst) else (), strict=True)
     ]
     report = Report(
         title=f"{setup.model.meta.architecture} on {setup.config.data.source}",
         command=command,
-        summary={k: v for k, v in summary.items() if not k.endswith("/per_class_accuracy")},
+        summary={k: v for k, v in summary.items() if "/per_class_" not in k},
         plan_table=table,
         records=logging.read_records(folder.path),
-        class_names=names,
-        confusion=found.confusion(),
-        per_class=found.per_class_accuracy(),
-        mistakes=mistakes,
         split=name,
+        section=found.section(names, shown),
     )
     write_report(folder.path, report)

@@ -1,5 +1,7 @@
 """Which of a network's classes the data's classes are."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -92,6 +94,18 @@ def test_wordnet_folders_get_the_networks_names_in_its_order():
     assert [synsets[label] for label in found.test.labels] == shuffled
     assert found.test.fingerprint != examples(shuffled).fingerprint
     assert found.test.name(3) == examples(shuffled).name(3)
+
+
+def test_several_labels_are_put_in_the_networks_order():
+    synsets = imagenet1k().synsets
+    shuffled = [synsets[i] for i in np.random.default_rng(0).permutation(1000)]
+    hot = np.eye(1000, dtype=np.uint8)
+    hot[7] = hot[[1, 2, 3]].sum(axis=0)
+    several = dataclasses.replace(examples(shuffled), labels=hot)
+    found = in_network_order(Splits(None, test=several), IMAGENET).test.labels
+    assert found.sum() == hot.sum()
+    for row, ids in ((0, shuffled[:1]), (7, shuffled[1:4]), (999, shuffled[999:])):
+        assert {synsets[label] for label in found[row].nonzero()[0]} == set(ids)
 
 
 def test_other_classes_stay_as_they_are():

@@ -4,7 +4,7 @@ import pytest
 from tlx.config import build
 from tlx.data.npz import ArrayExamples
 from tlx.data.source import load_splits
-from tlx.data.split import Subset, few_per_class, stratified
+from tlx.data.split import Subset, few_per_class, occurring, stratified
 from tlx.errors import InputError
 
 LABELS = np.repeat(np.arange(4), [100, 50, 7, 1]).astype(np.int32)
@@ -95,3 +95,73 @@ def test_unknown_source_shows_the_nearest() -> None:
 def test_split_expressions_are_for_tfds_only() -> None:
     with pytest.raises(InputError, match=r"config\.data\.val_split"):
         load_splits(build({"data.source": "digits", "data.val_split": "dev"}).data, 0)
+
+
+def several(count: int = 400, seed: int = 1) -> np.ndarray:
+    """Labels [count, 6] from common to rare, the last two often together, some examples without."""
+    rng = np.random.default_rng(seed)
+    hot = rng.random((count, 6)) < [0.5, 0.3, 0.2, 0.1, 0.05, 0.02]
+    hot[:, 5] |= hot[:, 4] & (rng.random(count) < 0.5)
+    hot[:3, 5] = True
+    return hot.astype(np.uint8)
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.2, 0.5, 0.8])
+def test_several_labels_keep_their_shares(fraction: float) -> None:
+    hot = several()
+    kept, held = stratified(hot, fraction, seed=2, purpose="test")
+    np.testing.assert_array_equal(np.sort(np.concatenate([kept, held])), np.arange(len(hot)))
+    assert (np.diff(kept) > 0).all() and (np.diff(held) > 0).all()
+    assert abs(len(held) - fraction * len(hot)) <= 1
+    assert (np.abs(hot[held].sum(0) - fraction * hot.sum(0)) <= 1.5).all()
+
+
+def test_several_labels_are_shared_better_than_by_chance() -> None:
+    hot = several()
+    _, held = stratified(hot, 0.2, seed=0, purpose="test")
+    chance = np.random.default_rng(0).permutation(len(hot))[: len(held)]
+
+    def worst(rows: np.ndarray) -> float:
+        return float(np.abs(rows.sum(0) / hot.sum(0) - 0.2).max())
+
+    assert worst(hot[held]) < 0.3 * worst(hot[chance])
+
+
+def test_rare_labels_fill_a_small_fraction_and_keep_an_example() -> None:
+    hot = np.eye(10, dtype=np.uint8).repeat(
+        4, axis=0
+    )  # 0.4 of each label's four is no whole example
+    _, held = stratified(hot, 0.1, seed=0, purpose="val")
+    assert len(held) == 4 and hot[held].sum(0).max() == 1
+    alone = np.eye(3, dtype=np.uint8)
+    assert len(stratified(alone, 0.9, seed=0, purpose="val")[1]) == 0
+    both = np.array([[1, 0], [1, 1], [0, 0], [0, 0], [1, 0]], np.uint8)
+    for seed in range(5):
+        kept, held = stratified(both, 0.8, seed=seed, purpose="val")
+        assert 1 in kept and both[kept].any(0).all() and {2, 3} <= set(held.tolist())
+
+
+def test_the_draw_for_several_labels_is_this_one_for_ever() -> None:
+    hot = (np.arange(24)[:, None] * [1, 3, 5] % 7 < [3, 2, 1]).astype(np.uint8)
+    _, held = stratified(hot, 0.3, seed=11, purpose="test")
+    assert held.tolist() == [5, 15, 16, 17, 18, 21, 23]
+    others = [stratified(hot, 0.3, seed=s, purpose=p)[1] for s, p in ((12, "test"), (11, "val"))]
+    assert all(other.tolist() != held.tolist() for other in others)
+
+
+def test_few_per_class_of_several_labels() -> None:
+    hot, names = several(), tuple("abcdef")
+    small, rest = few_per_class(hot, 3, names, seed=5)
+    large, _ = few_per_class(hot, 8, names, seed=5)
+    assert (hot[small].sum(0) >= 3).all() and (hot[large].sum(0) >= 8).all()
+    assert len(small) <= 18 and hot[small].any(1).all()
+    assert set(small) < set(large) and len(set(small)) == len(small)
+    assert len(small) + len(rest) == len(hot) and not set(small) & set(rest)
+    with pytest.raises(InputError, match="class 'e' has only 14 training examples"):
+        few_per_class(hot, 15, names, seed=5)
+
+
+def test_occurring() -> None:
+    assert occurring(np.array([3, 1, 3])) == {1, 3}
+    assert occurring(np.array([[0, 1, 0], [0, 1, 1]], np.uint8)) == {1, 2}
+    assert occurring(np.zeros((2, 3), np.uint8)) == set()

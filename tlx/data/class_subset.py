@@ -112,7 +112,8 @@ class Renamed:
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
-        return self.order[self.examples.labels]
+        labels = self.examples.labels
+        return labels[:, np.argsort(self.order)] if labels.ndim == 2 else self.order[labels]
 
     def __len__(self) -> int:
         return len(self.examples)

@@ -7,63 +7,25 @@ Evaluation reads the held-out folder only, and needs no other.
 
 from __future__ import annotations
 
-import dataclasses
-import functools
 import os
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from tlx.config import DataConfig
-from tlx.data.image import FORMATS, decode, sniff
-from tlx.data.source import Splits
-from tlx.data.split import digest
+from tlx.data.image import FORMATS, sniff
+from tlx.data.picture_files import SPLIT_NAMES, PictureFiles, printable
+from tlx.data.source import Splits, given_splits
 from tlx.errors import InputError, InputFileNotFoundError
 
 EXPECTED = "DIR/{train,val,test}/CLASS/*.jpg or DIR/CLASS/*.jpg"
 
-_SPLIT_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-    "testing": "test",
-}
 # Taken for pictures by name: what is wrong with one is said when it is decoded.
 _SUFFIXES = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".bmp", ".dib"),
     *(".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2"),
 )
 _JUNK = frozenset(["thumbs.db", "desktop.ini", "__macosx"])
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderExamples:
-    """Picture files, decoded when asked for; itself an `Examples`."""
-
-    root: Path  # of the split
-    files: tuple[str, ...]  # relative to root, with forward slashes
-    sizes: np.ndarray  # int64 [N], bytes
-    labels: np.ndarray  # int32 [N]
-    class_names: tuple[str, ...]
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def image(self, index: int) -> Image.Image:
-        return decode(self.root / self.files[index], name=self.name(index))
-
-    def name(self, index: int) -> str:
-        return printable(self.root / self.files[index])
-
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        names = "\0".join((*self.class_names, "", *self.files)).encode("utf-8", "surrogateescape")
-        numbers = self.sizes.astype("<i8").tobytes() + self.labels.astype("<i4").tobytes()
-        return digest((names, numbers))
 
 
 def load(config: DataConfig, name: str, training: bool = True) -> Splits:
@@ -89,7 +51,7 @@ def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     folders, loose = _children(root)
     splits: dict[str, Path] = {}
     for folder in folders:
-        split = _SPLIT_NAMES.get(folder.name.lower())
+        split = SPLIT_NAMES.get(folder.name.lower())
         if split in splits:
             raise InputError(f"{root}: both {splits[split].name!r} and {folder.name!r} are {split}")
         if split:
@@ -111,29 +73,19 @@ def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     return _given_splits(splits, _beside_note(root, beside))
 
 
-def printable(path: Path) -> str:
-    """Returns the path as text that can be printed and stored, even where its name is not UTF-8."""
-    return str(path).encode("utf-8", "backslashreplace").decode()
-
-
 def _given_splits(folders: dict[str, Path], notes: list[str]) -> Splits:
-    parts: dict[str, FolderExamples] = {}
+    parts: dict[str, PictureFiles] = {}
     for split, folder in folders.items():
         parts[split], more = _read_split(folder)
         notes += more
     for split, examples in parts.items():
         _check_same_classes(folders["train"], parts["train"], folders[split], examples)
-    if "test" not in parts and "val" in parts:
-        parts["test"] = parts.pop("val")
-        notes.append(
-            f"there is no test folder: {folders['val'].name!r} is the held-out test, nothing is "
-            "selected on it (selection uses data.val_fraction of training)"
-        )
-    return Splits(parts["train"], parts.get("val"), parts.get("test"), tuple(notes))
+    val = folders["val"].name if "val" in folders else ""
+    return given_splits(parts, notes, kind="folder", val=val)
 
 
 def _check_same_classes(
-    train_root: Path, train: FolderExamples, root: Path, other: FolderExamples
+    train_root: Path, train: PictureFiles, root: Path, other: PictureFiles
 ) -> None:
     extra = sorted(set(other.class_names) - set(train.class_names))
     missing = sorted(set(train.class_names) - set(other.class_names))
@@ -148,7 +100,7 @@ def _check_same_classes(
         )
 
 
-def _read_split(root: Path) -> tuple[FolderExamples, list[str]]:
+def _read_split(root: Path) -> tuple[PictureFiles, list[str]]:
     folders, loose = _children(root)
     if len(folders) < 2:
         there = f"one folder, {folders[0].name!r}" if folders else "no folder"
@@ -175,7 +127,7 @@ def _read_split(root: Path) -> tuple[FolderExamples, list[str]]:
         )
     sizes = np.array([_size(root / file) for file in files], np.int64)
     names = tuple(printable(Path(folder.name)) for folder in folders)
-    return FolderExamples(root, tuple(files), sizes, np.array(labels, np.int32), names), notes
+    return PictureFiles(root, tuple(files), sizes, np.array(labels, np.int32), names), notes
 
 
 def _children(root: Path) -> tuple[list[Path], list[str]]:

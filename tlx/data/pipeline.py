@@ -1,5 +1,7 @@
 """From examples to batches `{inputs, targets, weight, index}` of fixed shape.
 
+Targets are int32 [B], or float32 [B, classes] of 0 and 1 where an example may have several labels.
+
 Training follows the sequence of `tlx.data.order`; evaluation goes once through a split and pads its last batch
 with rows of weight 0. Data that fits is decoded once into memory; the rest is decoded by grain as it is needed. Both give the
 same batches.
@@ -129,9 +131,10 @@ def _batches(
 
 def _batch(split: Split, index: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
     padding = batch_size - len(index)
+    labels = split.examples.labels[index]
     batch = {
         "inputs": rows,
-        "targets": split.examples.labels[index].astype(np.int32),
+        "targets": labels.astype(np.float32 if labels.ndim == 2 else np.int32),
         "weight": np.ones(len(index), np.float32),
         "index": index.astype(np.int32),
     }

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from tlx.config import DataConfig, nearest
-from tlx.data.split import Subset, few_per_class, stratified
+from tlx.data.split import Subset, few_per_class, occurring, stratified
 from tlx.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], known without decoding a picture."""
+        """int32 [N], or uint8 [N, classes] of 0 and 1 where an example may have several labels.
+
+        Known without decoding a picture.
+        """
         ...
 
     @property
@@ -82,7 +86,9 @@ class Splits:
         return dataclasses.replace(self, train=None, val=None if self.test else self.val)
 
 
-def load_splits(config: DataConfig, seed: int, *, training: bool = True) -> Splits:
+def load_splits(
+    config: DataConfig, seed: int, *, training: bool = True, multi_hot: bool = False
+) -> Splits:
     """Opens `config.source` and arranges its examples as training, validation and test.
 
     A split that the source has is used. A missing test split is carved from training with
@@ -95,18 +101,25 @@ def load_splits(config: DataConfig, seed: int, *, training: bool = True) -> Spli
       seed: of the run.
       training: False: only the held-out split is returned; the others are neither needed nor read
         where the source itself has that one.
+      multi_hot: the task takes several labels for each example, or none: labels are [N, classes].
 
     Raises:
-      InputError: unknown source, broken or inconsistent data, labels out of range, a split left
-        empty.
+      InputError: unknown source, or one without several labels; broken or inconsistent data, labels
+        out of range, a split left empty.
     """
     kind, _, name = config.source.partition(":")
-    sources = _sources()
+    sources = _sources(multi_hot)
     if kind not in sources:
         raise InputError(
             f"config.data.source is {config.source!r}, expected one of digits, folder, npz, "
-            "tfds:NAME"
+            "table, tfds:NAME"
             f"{nearest(kind, sources)}"
+        )
+    if multi_hot and kind != "table":
+        raise InputError(
+            f"config.data.source is {config.source!r}, which has one label for each example, but the "
+            "task takes several: use data.source=table with data.root=FILE.csv, a header path,labels "
+            "and rows as a.jpg,cat|dog"
         )
     if kind != "tfds":
         _refuse_tfds_fields(config, name)
@@ -123,16 +136,41 @@ def load_splits(config: DataConfig, seed: int, *, training: bool = True) -> Spli
     return splits
 
 
-def _sources() -> dict[str, Callable[[DataConfig, str, bool], Splits]]:
+def _sources(multi_hot: bool) -> dict[str, Callable[[DataConfig, str, bool], Splits]]:
     # Imported here, because each of these modules needs Splits.
-    from tlx.data import digits, folder, npz, tfds
+    from tlx.data import digits, folder, npz, table, tfds
 
     return {
         "digits": digits.load,
         "folder": folder.load,
         "npz": npz.load,
+        "table": functools.partial(table.load, multi_hot=multi_hot),
         "tfds": tfds.load,
     }
+
+
+def given_splits(
+    parts: Mapping[str, Examples], notes: Sequence[str], *, kind: str, val: str
+) -> Splits:
+    """Returns the splits that a user gave; without a test split, `val` is the held-out test.
+
+    It is the only data that training did not see, and nothing is ever selected on a test split.
+
+    Args:
+      parts: train, and val, test or both.
+      notes: what the user is told.
+      kind: what such a split is called, as "folder".
+      val: how the user calls the validation split.
+    """
+    test, rest = parts.get("test"), parts.get("val")
+    if test is None and rest is not None:
+        test, rest = rest, None
+        notes = [
+            *notes,
+            f"there is no test {kind}: {val!r} is the held-out test, nothing is selected on it "
+            "(selection uses data.val_fraction of training)",
+        ]
+    return Splits(parts["train"], rest, test, tuple(notes))
 
 
 def _refuse_tfds_fields(config: DataConfig, name: str) -> None:
@@ -151,13 +189,20 @@ def _refuse_tfds_fields(config: DataConfig, name: str) -> None:
 
 def _check_labels(splits: Splits) -> None:
     names = splits.class_names
-    if len(names) < 2:
+    multi_hot = next(iter(splits.given().values())).labels.ndim == 2
+    needed = 1 if multi_hot else 2
+    if len(names) < needed:
         raise InputError(
-            f"the data has {len(names)} class(es) {list(names)}; at least 2 are needed"
+            f"the data has {len(names)} class(es) {list(names)}; at least {needed} "
+            f"{'is' if multi_hot else 'are'} needed"
         )
     for split, examples in splits.given().items():
         if examples.class_names != names:
             raise InputError(f"the {split} split's class names differ from the other splits'")
+        if multi_hot:
+            assert examples.labels.shape == (len(examples), len(names)), examples.labels.shape
+            assert np.isin(examples.labels, (0, 1)).all()
+            continue
         wrong = np.flatnonzero((examples.labels < 0) | (examples.labels >= len(names)))
         if len(wrong):
             raise InputError(
@@ -205,7 +250,7 @@ def _arrange(
         train, val = _carve(train, config.val_fraction, seed, "val")
     elif config.val_fraction:
         notes.append("data.val_fraction is not used: the data has a validation split")
-    missing = sorted(set(range(len(train.class_names))) - set(train.labels.tolist()))
+    missing = sorted(set(range(len(train.class_names))) - occurring(train.labels))
     if missing:
         shown = ", ".join(repr(train.class_names[label]) for label in missing[:10])
         notes.append(f"{len(missing)} class(es) have no training example: {shown}")
@@ -232,7 +277,7 @@ def _without_broken(splits: Splits) -> Splits:
         reasons = broken_images(examples)
         skipped += reasons.values()
         keep = np.setdiff1d(np.arange(len(examples)), list(reasons))
-        lost = sorted(set(examples.labels.tolist()) - set(examples.labels[keep].tolist()))
+        lost = sorted(occurring(examples.labels) - occurring(examples.labels[keep]))
         if lost:
             raise InputError(
                 f"every picture of class {examples.class_names[lost[0]]!r} in the {split} split is "

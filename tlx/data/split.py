@@ -1,10 +1,14 @@
-"""Carving one set of examples into several, by class and by seed, without looking at a picture."""
+"""Carving one set of examples into several, by class and by seed, without looking at a picture.
+
+Labels are int [N], one class for each example, or uint8 [N, classes] of 0 and 1, any number of them.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import hashlib
+import heapq
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -67,7 +71,7 @@ def stratified(
     """Splits examples so that each class has about the same share on either side.
 
     Args:
-      labels: int [N].
+      labels: int [N], or uint8 [N, classes].
       fraction: of the examples that are held out, in [0, 1).
       seed: of the run.
       purpose: `test` or `val`: two purposes draw independently with one seed.
@@ -75,8 +79,13 @@ def stratified(
     Returns:
       The indices kept and those held out, both int64 and ascending. round(N * fraction) examples
       are held out, shared among the classes by largest remainder, but fewer where a class would
-      lose its last example. The draw is the same on every machine and with every numpy.
+      lose its last example. Where examples have several labels, iterative stratification shares
+      them out, and the number held out is not always exactly that. The draw is the same on every
+      machine and with every numpy.
     """
+    if labels.ndim == 2:
+        held_out = _iterative(labels > 0, fraction, seed, purpose)
+        return np.flatnonzero(~held_out), np.flatnonzero(held_out)
     order = shuffled(len(labels), seed, purpose)
     classes, counts = np.unique(labels, return_counts=True)
     quota = _quotas(counts, fraction, shuffled(len(classes), seed, purpose + ":remainders"))
@@ -92,6 +101,14 @@ def few_per_class(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draws `count` examples of every class.
 
+    Args:
+      labels: int [N], or uint8 [N, classes]: every class then has at least `count`, as an example
+        that is drawn for one class is one of its other classes too; examples without a label are
+        not drawn.
+      count: how many.
+      class_names: of all classes.
+      seed: of the run.
+
     Returns:
       The indices drawn and all the others, both int64 and ascending. With one seed, the draw for a
       smaller count is part of the draw for a larger one.
@@ -102,15 +119,22 @@ def few_per_class(
     order = shuffled(len(labels), seed, "labels_per_class")
     drawn = []
     for label, name in enumerate(class_names):
-        members = order[labels[order] == label]
+        has = labels[:, label] > 0 if labels.ndim == 2 else labels == label
+        members = order[has[order]]
         if len(members) < count:
             raise InputError(
                 f"config.data.labels_per_class is {count}, but class {name!r} has only "
                 f"{len(members)} training examples"
             )
         drawn.append(members[:count])
-    kept = np.sort(np.concatenate(drawn))
+    kept = np.unique(np.concatenate(drawn))
     return kept, np.setdiff1d(np.arange(len(labels)), kept)
+
+
+def occurring(labels: np.ndarray) -> set[int]:
+    """Returns the classes that at least one example has."""
+    found = np.flatnonzero(labels.any(axis=0)) if labels.ndim == 2 else np.unique(labels)
+    return set(found.tolist())
 
 
 def _quotas(counts: np.ndarray, fraction: float, tie_order: np.ndarray) -> np.ndarray:
@@ -133,3 +157,79 @@ def shuffled(count: int, seed: int, purpose: str) -> np.ndarray:
     """
     bits = np.random.Philox(np.random.SeedSequence([seed, zlib.crc32(purpose.encode())]))
     return np.argsort(np.atleast_1d(bits.random_raw(count)), kind="stable").astype(np.int64)
+
+
+_EPSILON = 1e-9  # needs are sums of fractions: below this two are the same
+
+
+def _iterative(hot: np.ndarray, fraction: float, seed: int, purpose: str) -> np.ndarray:
+    """Returns which examples are held out, bool [N], for labels as bool [N, classes].
+
+    Iterative stratification (Sechidis, Tsoumakas and Vlahavas 2011, algorithm 1) for two sides: the
+    examples of the rarest label go first, each to the side that lacks more of that label. Beyond
+    the algorithm, every label keeps an example, and where rare labels, each too few for a whole
+    example, leave the held-out side short, it is filled.
+    """
+    count, classes = hot.shape
+    order = shuffled(count, seed, purpose)
+    ties = shuffled(classes, seed, purpose + ":labels")
+    own = [np.flatnonzero(row) for row in hot]
+    left, kept = hot.sum(axis=0), np.zeros(classes, np.int64)
+    lack = (
+        left * fraction
+    )  # of each label, on the held-out side; negative: it has more than its share
+    room = count * fraction
+    held, undecided = np.zeros(count, bool), np.ones(count, bool)
+    while left.any():
+        label = min(np.flatnonzero(left), key=lambda i: (left[i], ties[i]))
+        for example in order[(hot[:, label] & undecided)[order]]:
+            has = own[example]
+            # Both sides together lack what is left: one lacks more where it lacks over half of that.
+            lead = 2 * lack[label] - left[label]
+            if abs(lead) < _EPSILON:
+                lead = 2 * room - undecided.sum()
+            held[example] = lead > _EPSILON and (kept[has] + left[has] > 1).all()
+            undecided[example] = False
+            left[has] -= 1
+            if held[example]:
+                lack[has] -= 1
+                room -= 1
+            else:
+                kept[has] += 1
+    missing = max(int(np.floor(count * fraction + 0.5)) - int(held.sum()), 0)
+    unlabelled = order[undecided[order]][:missing]
+    held[unlabelled] = True
+    _fill(hot, held, lack, kept, missing - len(unlabelled), order)
+    return held
+
+
+def _fill(
+    hot: np.ndarray,
+    held: np.ndarray,
+    lack: np.ndarray,
+    kept: np.ndarray,
+    missing: int,
+    order: np.ndarray,
+) -> None:
+    """Holds out `missing` examples more, always the one that brings labels closest to their share."""
+
+    def loss(example: int) -> float:
+        # How much the sum of squares of what labels lack grows; rounded, as sums differ by machine.
+        return round(float((1 - 2 * lack[hot[example]]).sum()), 9)
+
+    candidates = enumerate(order[~held[order]].tolist()) if missing else ()
+    heap = [(loss(example), rank, example) for rank, example in candidates]
+    heapq.heapify(heap)
+    while missing and heap:
+        before, rank, example = heapq.heappop(heap)
+        if (kept[hot[example]] < 2).any():
+            continue
+        # Losses only grow: one that has not grown since it was the least of all still is.
+        now = loss(example)
+        if now > before:
+            heapq.heappush(heap, (now, rank, example))
+            continue
+        held[example] = True
+        lack[hot[example]] -= 1
+        kept[hot[example]] -= 1
+        missing -= 1

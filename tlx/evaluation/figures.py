@@ -17,7 +17,6 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-CURVES = ("loss", "accuracy")
 TRAIN, VALIDATION, RIGHT, WRONG = "#4878a8", "#d1603d", "#2f7d4f", "#b3261e"
 FONT = "DejaVu Sans"  # matplotlib brings it
 STYLE = {
@@ -32,20 +31,22 @@ STYLE = {
 COLUMNS = 5  # of the grid of mistakes
 
 
-def has_curves(records: Sequence[Mapping[str, Any]]) -> bool:
+def has_curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str]) -> bool:
     """Returns whether the records hold anything that `curves` draws."""
-    names = (f"{split}/{metric}" for metric in CURVES for split in ("train", "val"))
+    names = (f"{split}/{metric}" for metric in metrics for split in ("train", "val"))
     return any(_series(records, name)[0] for name in names)
 
 
-def curves(records: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draws loss and accuracy of training and validation over the steps, the learning rate below.
+def curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: Path) -> None:
+    """Draws metrics of training and validation over the steps, the learning rate below.
 
     Args:
       records: `step` and values as `train/loss`, `val/accuracy`, `train/lr`; None leaves a gap.
+      metrics: as loss, of which less is better, and accuracy, which is at most 1; those without a
+        record are left out.
       path: the PNG to write.
     """
-    metrics = [m for m in CURVES if any(_series(records, f"{s}/{m}")[0] for s in ("train", "val"))]
+    metrics = [m for m in metrics if has_curves(records, (m,))]
     rates = _series(records, "train/lr")
     with matplotlib.rc_context(STYLE):
         heights = (3.4, 1.0) if rates[0] else (3.4,)
@@ -85,7 +86,7 @@ def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str) -> Non
         )
     axes.set_title(metric)
     axes.legend(fontsize=9, framealpha=0.8)
-    if metric == "accuracy":
+    if metric != "loss":
         axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
 
 
@@ -152,33 +153,27 @@ def _cell_counts(axes: Axes, counts: np.ndarray, share: np.ndarray) -> None:
         )
 
 
-def mistakes(
-    examples: Sequence[tuple[np.ndarray, str, str, float]], names: Sequence[str], path: Path
-) -> None:
-    """Draws pictures in a grid, each with its true label, the predicted one and its probability.
+def mistakes(examples: Sequence[tuple[np.ndarray, str, str]], path: Path) -> None:
+    """Draws pictures in a grid, each with a line about what is right and one about what is wrong.
 
     Args:
-      examples: (image uint8 [H, W, 3], true label, predicted label, probability of the predicted).
-      names: the class names; a label that the font lacks is shown by its place in them.
+      examples: (image uint8 [H, W, 3], the upper line, the lower line), lines that `drawable` made.
       path: the PNG to write.
     """
-    numbers = {name: f"class {index}" for index, name in enumerate(names)}
     columns = min(COLUMNS, len(examples))
     rows = -(-len(examples) // columns)
     layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(2.3 * columns + 0.2, 2.8 * rows + 0.2), layout=layout)
-        for index, (image, target, predicted, probability) in enumerate(examples):
+        for index, (image, upper, lower) in enumerate(examples):
             axes = figure.add_subplot(rows, columns, index + 1)
             # Tiny pictures keep their pixels; large ones are averaged down.
             tiny = max(image.shape[:2]) <= 96
             axes.imshow(image, interpolation="nearest" if tiny else "antialiased")
             axes.set_axis_off()
-            true = drawable(target, numbers.get(target, "?"), 24)
-            guess = drawable(predicted, numbers.get(predicted, "?"), 18)
-            axes.set_title(f"true: {true}", fontsize=9, color=RIGHT, pad=17)
+            axes.set_title(upper, fontsize=9, color=RIGHT, pad=17)
             axes.annotate(
-                f"pred: {guess}, {_percent(probability)}",
+                lower,
                 xy=(0.5, 1.0),
                 xycoords="axes fraction",
                 xytext=(0, 5),
@@ -190,7 +185,8 @@ def mistakes(
         figure.savefig(path, dpi=110)
 
 
-def _percent(probability: float) -> str:
+def percent(probability: float) -> str:
+    """Returns 0% to 99%, and >99% where rounding would make it certain."""
     return f"{probability:.0%}" if probability < 0.995 else ">99%"
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 import numpy as np
 
-TASKS = {"classification": "tlx.tasks.classification"}
+if TYPE_CHECKING:
+    from tlx.evaluation.report import Section, Shown
+
+TASKS = {
+    "classification": "tlx.tasks.classification",
+    "multilabel": "tlx.tasks.multilabel",
+}
 
 Batch = Any  # {inputs, targets, weight, index}, on the devices
 
@@ -24,12 +31,26 @@ class Evaluation(Protocol):
         """Returns the numbers that a person wants to see first."""
         ...
 
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Returns name -> float [C], for the summary; NaN where a class has no such number."""
+        ...
+
+    def worst(self, limit: int) -> np.ndarray:
+        """Returns the indices of at most `limit` examples that are wrong, the worst first."""
+        ...
+
+    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+        """Returns what a report says about the split; `worst` are the examples of that name."""
+        ...
+
 
 class Task(Protocol):
     """What the loop asks of a task: its loss and its metrics. The model owns the head."""
 
+    MULTI_HOT: bool  # targets are [B, classes] of 0 and 1, any number of labels for an example
+
     def metrics(self, num_classes: int) -> tuple[str, ...]:
-        """Returns the metrics by which the best checkpoint may be chosen."""
+        """Returns the metrics by which the best checkpoint may be chosen, the default one first."""
         ...
 
     def loss(self, logits: jax.Array, batch: Batch, *, label_smoothing: float) -> jax.Array:
@@ -41,7 +62,7 @@ class Task(Protocol):
         ...
 
     def outcomes(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:
-        """Returns what evaluation keeps of each example, [B] each."""
+        """Returns what evaluation keeps of each example, [B, ...] each."""
         ...
 
     def evaluation(

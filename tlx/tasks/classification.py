@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlx.evaluation import single_label
+from tlx.evaluation.report import Section, Shown
+
+MULTI_HOT = False
 TOP_K = 5
 
 
 def metrics(num_classes: int) -> tuple[str, ...]:
-    """Returns the metrics by which the best checkpoint may be chosen."""
+    """Returns the metrics by which the best checkpoint may be chosen, the default one first."""
     return ("accuracy", "loss", *(("top5_accuracy",) if num_classes > TOP_K else ()))
 
 
@@ -99,11 +104,33 @@ class Evaluation:
         total = confusion.sum(axis=1)
         return np.where(total > 0, np.diag(confusion) / np.maximum(total, 1), np.nan)
 
+    def per_class(self) -> dict[str, np.ndarray]:
+        """Returns the accuracy of each class, [C]; NaN for one without examples."""
+        return {"accuracy": self.per_class_accuracy()}
+
     def worst(self, limit: int) -> np.ndarray:
         """Returns the indices of the wrong predictions with the highest loss."""
         wrong = np.flatnonzero(self.outcomes["prediction"] != self.targets)
         order = np.argsort(-self.outcomes["loss"][wrong], kind="stable")
         return wrong[order][:limit]
+
+    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+        """Returns what a report says: the confusion matrix, accuracies, and the worst mistakes."""
+        found = self.outcomes
+        mistakes = [
+            single_label.Mistake(
+                image=shown.image,
+                name=shown.name,
+                target=class_names[self.targets[shown.index]],
+                predicted=class_names[found["prediction"][shown.index]],
+                probability=float(found["probability"][shown.index]),
+                loss=float(found["loss"][shown.index]),
+            )
+            for shown in worst
+        ]
+        return single_label.section(
+            self.confusion(), self.per_class_accuracy(), class_names, mistakes
+        )
 
 
 evaluation = Evaluation

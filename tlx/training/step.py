@@ -107,7 +107,7 @@ def make_train_step(
 
 
 def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalStep:
-    """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B] on every device."""
+    """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B, ...] on every device."""
     forward = inference_model(model, dtype)
     preprocess = model.meta.preprocess
 
