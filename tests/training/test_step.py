@@ -33,17 +33,21 @@ class Fixture:
         self.phase = self.tuning.phases[0]
         self.sharding = sharding = replicated(self.setup.mesh)
         self.values = self.setup.weights.place(0, sharding)
-        self.step = make_train_step(
-            self.setup.model,
-            self.setup.task,
-            self.phase.plan,
-            self.phase.optimizer,
-            self.setup.augmentation,
-            self.setup.mesh,
-            dtype=self.setup.dtype,
-            label_smoothing=self.config.train.label_smoothing,
-            seed=0,
-        )
+        self.steps = [
+            make_train_step(
+                self.setup.model,
+                self.setup.task,
+                phase.plan,
+                phase.optimizer,
+                self.setup.augmentation,
+                self.setup.mesh,
+                dtype=self.setup.dtype,
+                label_smoothing=self.config.train.label_smoothing,
+                seed=0,
+            )
+            for phase in self.tuning.phases
+        ]
+        self.step = self.steps[0]
         self.state, self.frozen = create_state(
             self.values, self.phase.plan, self.phase.optimizer, sharding
         )
