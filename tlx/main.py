@@ -1,4 +1,4 @@
-"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate] [--config.FIELD=VALUE ...]
+"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|export] [--config.FIELD=VALUE ...]
 
 Exit codes: 0 done; 2 the input is wrong (one line says what); 75 interrupted, the same command goes on; 1 a bug.
 """
@@ -21,7 +21,7 @@ from tlx.workdir import Workdir, default_path
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
-MODES = ("train", "evaluate")
+MODES = ("train", "evaluate", "export")
 
 HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".join(MODES)}] [--config.FIELD=VALUE ...]
 
@@ -29,8 +29,9 @@ HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".
   --config.FIELD=VALUE  overrides a field, as --config.train.epochs=3
   --workdir=DIR         where checkpoints, metrics and the report go; runs/<config>-<hash> if not given;
                         without --config, the run that is there
-  --mode=MODE           train (the default; the same command again resumes), or evaluate: the
-                        checkpoint in the workdir, or the pretrained network as it is
+  --mode=MODE           train (the default; the same command again resumes); evaluate: the
+                        checkpoint in the workdir, or the pretrained network as it is; export: the
+                        trained network as one file under its source's names, to WORKDIR/export
   --fields              lists the config's fields and their defaults
 """
 
@@ -121,6 +122,8 @@ def _main(arguments: Sequence[str]) -> int:
     try:
         if mode == "train":
             run.finetune(config, workdir.path, command=command)
+        elif mode == "export":
+            run.export(workdir.path)
         else:
             run.evaluate(config, workdir.path, command=command)
     except Interrupted as stop:

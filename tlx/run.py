@@ -1,4 +1,4 @@
-"""What the command line does, as calls: fine-tune, evaluate, load.
+"""What the command line does, as calls: fine-tune, evaluate, load, export.
 
 config -> data source -> weights and their meta -> model -> plan -> state -> loop -> evaluation -> report.
 """
@@ -18,6 +18,7 @@ from tlx.data import pipeline
 from tlx.data.class_subset import subset_hint
 from tlx.errors import InputError
 from tlx.files import write_json_atomic
+from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
 from tlx.setup import Setup, Tuning, prepare, prepare_tuning
@@ -33,6 +34,7 @@ from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
+from tlx.weights.peft import save_adapters
 from tlx.workdir import Workdir
 
 AnyConfig = Config | Mapping[str, Any]  # also an ml_collections.ConfigDict
@@ -142,6 +144,26 @@ def load(workdir: str | Path) -> Model:
         folder.path, leaves(model), plans, config.eval.checkpoint, replicated(make_mesh())
     )
     return with_values(model, values)
+
+
+def export(workdir: str | Path) -> list[Path]:
+    """Writes the trained model of a workdir for other programs; returns the files and folders.
+
+    `export/ARCHITECTURE.safetensors` is the whole network under its source's names, adapters merged into it;
+    `export/adapter/` has LoRA, DoRA or IA3 adapters alone, with the head, in peft's layout.
+
+    Raises:
+      InputError, InputFileNotFoundError: as `load`; or the model has bottleneck adapters.
+    """
+    model, folder = load(workdir), Path(workdir) / "export"
+    folder.mkdir(exist_ok=True)
+    written = [folder / f"{model.meta.architecture}.safetensors"]
+    pretrained.save_weights(model, written[0])
+    if any(adapted_layers(model)):
+        written.append(folder / "adapter")
+        save_adapters(model, written[1])
+    print(*(f"written: {path}" for path in written), sep="\n", flush=True)
+    return written
 
 
 def _train(

@@ -5,7 +5,7 @@ import pytest
 import tlx
 from tests.models.reference import images
 from tests.test_run import write_data
-from tlx import create_model, save_weights
+from tlx import create_model, main, save_weights
 from tlx.config import TuneConfig
 from tlx.errors import InputError
 from tlx.models import abstract_model, resnet, vgg, vit
@@ -14,6 +14,7 @@ from tlx.models.leaves import values, with_values
 from tlx.pretrained import source
 from tlx.tuning.adapters import METHODS, attach, with_adapters
 from tlx.weights.files import read_weights
+from tlx.weights.peft import load_adapters
 
 MERGEABLE = ("lora", "dora", "ia3")
 NETWORKS = {
@@ -162,7 +163,7 @@ def test_a_bottleneck_is_not_written_under_the_sources_names(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["dora", "bottleneck"])
-def test_a_run_with_adapters_is_loaded_with_them(tmp_path, method):
+def test_a_run_with_adapters_is_loaded_and_exported(tmp_path, method, capsys):
     fields = {
         "model.name": "resnet20_cifar.glyphs",
         "data.source": "npz",
@@ -184,6 +185,19 @@ def test_a_run_with_adapters_is_loaded_with_them(tmp_path, method):
     for path, value in values(start).items():
         if not path.startswith("head"):
             np.testing.assert_array_equal(values(model)[path], value)
+    if method == "dora":
+        assert main.main([f"--workdir={tmp_path / 'run'}", "--mode=export"]) == 0
+        exported = tmp_path / "run" / "export"
+        x = images(2, 8, 8)
+        whole = create_model("resnet20_cifar", weights=exported / "resnet20_cifar.safetensors")
+        np.testing.assert_array_equal(whole(x), merged(model)(x))
+        assert whole.meta.class_names == model.meta.class_names
+        base = create_model("resnet20_cifar.glyphs", num_classes=3)
+        again = load_adapters(base, exported / "adapter")
+        np.testing.assert_allclose(again(x), model(x), rtol=1e-5, atol=1e-5)
+    else:
+        assert main.main([f"--workdir={tmp_path / 'run'}", "--mode=export"]) == 2
+        assert "has a bottleneck adapter" in capsys.readouterr().err
     assert summary["params/trainable"] == sum(
         value.size
         for path, value in values(model).items()

@@ -17,7 +17,7 @@ from flax import nnx
 from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.layers import Layer, gelu, ones, parameter, uniform_conv, zeros
-from tlx.models.leaves import Values
+from tlx.models.leaves import Values, values, with_values
 
 NAME = "adapter"  # of the attribute of a layer; the part of a path that says it is an adapter's
 
@@ -135,11 +135,11 @@ def column_norms(kernel: Any) -> Any:
     return jnp.sqrt(jnp.sum(jnp.square(kernel), tuple(range(kernel.ndim - 1))))
 
 
-def initial_magnitudes(values: Values) -> Values:
+def initial_magnitudes(found: Values) -> Values:
     """Returns DoRA's magnitudes for the kernels that they belong to."""
     end = f".{NAME}.magnitude"
-    kernels = {path: path.removesuffix(end) + ".kernel" for path in values if path.endswith(end)}
-    return {path: column_norms(values[kernel]) for path, kernel in kernels.items()}
+    kernels = {path: path.removesuffix(end) + ".kernel" for path in found if path.endswith(end)}
+    return {path: column_norms(found[kernel]) for path, kernel in kernels.items()}
 
 
 def adapted_layers(model: Model) -> Iterator[tuple[str, Layer]]:
@@ -155,7 +155,8 @@ def merged(model: Model) -> Model:
     Raises:
       InputError: a bottleneck cannot be merged.
     """
-    copy = nnx.merge(*nnx.split(model))
+    copy = nnx.merge(*nnx.split(model))  # its variables are the model's own
+    found = values(model)
     for path, layer in list(adapted_layers(copy)):
         if isinstance(layer.adapter, Bottleneck):
             raise InputError(
@@ -164,8 +165,8 @@ def merged(model: Model) -> Model:
             )
         bias = None if layer.bias is None else np.asarray(layer.bias[...])
         kernel, bias = layer.adapter.merged(np.asarray(layer.kernel[...]), bias)
-        layer.kernel.set_value(jnp.asarray(kernel))
-        if layer.bias is not None:
-            layer.bias.set_value(jnp.asarray(bias))
+        found[f"{path}.kernel"] = jnp.asarray(kernel)
+        if bias is not None:
+            found[f"{path}.bias"] = jnp.asarray(bias)
         layer.adapter = None
-    return copy
+    return with_values(copy, found)

@@ -228,6 +228,15 @@ class KeyTable:
                     source[key.source.format(**numbers)] = key.default()
         return source | dict(carried or {})
 
+    def row(self, path: str) -> tuple[str, Key, tuple[str, ...]] | None:
+        """Returns the source's name for a path, its row and all paths of that row; None: there is none."""
+        found = self._by_target.find(path)
+        if found is None:
+            return None
+        key, numbers = found
+        targets = tuple(target.format(**numbers) for target in key.targets)
+        return key.source.format(**numbers), key, targets
+
     def lacks(self, path: str) -> bool:
         """Returns whether this project's files do not have the value at all."""
         return any(re.fullmatch(pattern, path) for pattern in self.absent)
