@@ -7,6 +7,7 @@ import pytest
 from tests.training.test_step import Fixture
 from tlx.config import METHODS
 from tlx.models import resnet, vgg, vit
+from tlx.training.checkpoint import Checkpoints, Position
 from tlx.training.state import advance, all_values
 from tlx.tuning.plan import digests
 
@@ -103,3 +104,61 @@ def test_the_optimizer_holds_trainable_leaves_alone(method, monkeypatch):
         held = [leaf for leaf in jax.tree.leaves(state) if leaf.ndim]
         shapes = [it.values[path].shape for path in phase.plan.trainable]
         assert sorted(leaf.shape for leaf in held) == sorted(shapes * 2)  # two moments of each
+
+
+@pytest.mark.slow
+def test_a_step_of_resnet18_costs_what_it_differentiates():
+    sizes = {"data__image_size": 128, "data__resize": 128, "train__batch_size": 16}
+    sizes |= {"model__name": "resnet18", "model__dtype": "float32", "train__steps": 1}
+
+    def cost(**tune):
+        it = Fixture(**sizes, **tune)
+        arguments = (it.state, it.frozen, next(it.batches()), np.int32(0))
+        return analysed(it.step.lower(*arguments)), it
+
+    (head, head_memory), it = cost(tune__method="head")
+    values = all_values(it.state, it.frozen)
+    forward, forward_memory = analysed(it.setup.eval_step.lower(values, next(it.batches())))
+    (last, last_memory), part = cost(tune__method="partial", tune__freeze_stages=4)
+    (full, full_memory), whole = cost(tune__method="full")
+    assert head <= 1.02 * forward
+    assert last <= 1.36 * forward
+    assert full > 2.5 * forward
+    # Beside the gradients themselves, nothing of the frozen prefix is kept for the backward pass.
+    last_memory -= gradient_bytes(part)
+    full_memory -= gradient_bytes(whole)
+    assert head_memory <= 1.1 * forward_memory
+    assert last_memory <= 1.1 * forward_memory < 0.5 * full_memory
+
+
+def gradient_bytes(it):
+    return sum(it.values[path].nbytes for path in it.phase.plan.trainable)
+
+
+def analysed(lowered):
+    """The FLOPs and the bytes of temporary memory of a compiled step."""
+    compiled = lowered.compile(compiler_options=QUICK)
+    return compiled.cost_analysis()["flops"], compiled.memory_analysis().temp_size_in_bytes
+
+
+@pytest.mark.slow
+def test_a_head_of_resnet50_leaves_small_checkpoints(tmp_path):
+    fields = {
+        "model.name": "resnet50",
+        "data.image_size": 32,
+        "data.resize": 32,
+        "tune.method": "head",
+        "train.steps": 1,
+        "train.batch_size": 4,
+        "data.labels_per_class": 10,
+        "data.test_fraction": 0.0,
+    }
+    it = Fixture(**{name.replace(".", "__"): value for name, value in fields.items()})
+    held = [leaf.nbytes for leaf in jax.tree.leaves(it.state.optimizer)]
+    assert 0 < sum(held) < 100_000
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(it.state, Position(step=1))
+    sizes = [
+        path.stat().st_size for path in (tmp_path / "checkpoints").rglob("*") if path.is_file()
+    ]
+    assert 80_000 < sum(sizes) < 1_000_000
