@@ -113,7 +113,11 @@ class TrainConfig:
     epochs: float = 10.0
     steps: int = 0  # > 0 wins over epochs
     batch_size: int = 128  # over all devices
+    loss: str = "cross_entropy"  # cross_entropy | focal:GAMMA | bce (a sigmoid for each class)
     label_smoothing: float = 0.0
+    class_weights: tuple[
+        str, ...
+    ] = ()  # auto: inverse to the classes' training examples | one number for each class | none or ()
     log_every: int = 50  # steps
 
 

@@ -175,7 +175,7 @@ def _train(
         setup.augmentation,
         setup.mesh,
         dtype=setup.dtype,
-        label_smoothing=config.train.label_smoothing,
+        loss_options=tuning.loss_options,
         seed=config.seed,
     )
     batches = pipeline.training_batches(

@@ -23,7 +23,7 @@ from tlx.evaluation.collect import collect
 from tlx.models import default_meta
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
-from tlx.tasks import Evaluation, Task, get_task
+from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.step import EvalStep, make_eval_step
@@ -96,6 +96,7 @@ class Tuning:
     plan: TuningPlan
     schedule: Schedule
     optimizer: optax.GradientTransformation
+    loss_options: LossOptions
     steps_per_epoch: float
     cadence: Cadence
 
@@ -194,6 +195,8 @@ def prepare_tuning(setup: Setup) -> Tuning:
     config = setup.config
     plan = make_plan(setup.leaves, setup.model.stages, config.tune, setup.model.auxiliary)
     assert setup.splits.train is not None  # `prepare` was told that this is training
+    labels, names = setup.splits.train.labels, setup.splits.class_names
+    loss_options = setup.task.loss_options(config.train, labels, names)
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
@@ -215,7 +218,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         log_every=config.train.log_every,
         metric=config.eval.metric,
     )
-    return Tuning(plan, schedule, optimizer, steps_per_epoch, cadence)
+    return Tuning(plan, schedule, optimizer, loss_options, steps_per_epoch, cadence)
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:

@@ -46,7 +46,7 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
         setup.augmentation,
         setup.mesh,
         dtype="float32",
-        label_smoothing=0.0,
+        loss_options=tuning.loss_options,
         seed=0,
     )
 

@@ -40,7 +40,7 @@ class Fixture:
             self.setup.augmentation,
             self.setup.mesh,
             dtype=self.setup.dtype,
-            label_smoothing=self.config.train.label_smoothing,
+            loss_options=self.tuning.loss_options,
             seed=0,
         )
         self.state, self.frozen = create_state(

@@ -15,7 +15,7 @@ from tlx.data.preprocess import normalize
 from tlx.models.base import Model
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import Values, values, with_values
-from tlx.tasks import Task
+from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
 from tlx.tuning.plan import TuningPlan
@@ -61,7 +61,7 @@ def make_train_step(
     mesh: Mesh,
     *,
     dtype: str,
-    label_smoothing: float,
+    loss_options: LossOptions,
     seed: int,
 ) -> TrainStep:
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
@@ -79,9 +79,9 @@ def make_train_step(
         def loss_fn(trainable: Values) -> Any:
             network = with_values(forward, {**frozen, **state.statistics, **trainable})
             logits, further = network.training_outputs(images, jax.random.fold_in(key, DROPPING))
-            loss = task.loss(logits, batch, label_smoothing=label_smoothing)
+            loss = task.loss(logits, batch, loss_options)
             for auxiliary, weight in further:
-                loss += weight * task.loss(auxiliary, batch, label_smoothing=label_smoothing)
+                loss += weight * task.loss(auxiliary, batch, loss_options)
             moved = values(network)
             return loss, (logits, {path: moved[path] for path in state.statistics})
 
