@@ -118,6 +118,8 @@ class TrainConfig:
     class_weights: tuple[
         str, ...
     ] = ()  # auto: inverse to the classes' training examples | one number for each class | none or ()
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), the shares of two mixed examples; 0: off
+    cutmix: float = 0.0  # likewise, of pasted boxes; with mixup too each batch draws one; 0: off
     log_every: int = 50  # steps
 
 
@@ -193,6 +195,8 @@ RANGES = {
     "train.steps": (0, 2**31),
     "train.batch_size": (1, 2**24),
     "train.label_smoothing": (0.0, 0.999),
+    "train.mixup": (0.0, 100.0),
+    "train.cutmix": (0.0, 100.0),
     "train.log_every": (1, 2**31),
     "eval.batch_size": (0, 2**24),
     "checkpoint.keep_last": (1, 10_000),

@@ -176,6 +176,7 @@ def _train(
         setup.mesh,
         dtype=setup.dtype,
         loss_options=tuning.loss_options,
+        mixing=tuning.mixing,
         seed=config.seed,
     )
     batches = pipeline.training_batches(

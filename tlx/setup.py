@@ -17,6 +17,7 @@ from tlx import pretrained
 from tlx.config import Config, duration, nearest
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
+from tlx.data.mixing import Mixing
 from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
@@ -97,6 +98,7 @@ class Tuning:
     schedule: Schedule
     optimizer: optax.GradientTransformation
     loss_options: LossOptions
+    mixing: Mixing
     steps_per_epoch: float
     cadence: Cadence
 
@@ -197,6 +199,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
     assert setup.splits.train is not None  # `prepare` was told that this is training
     labels, names = setup.splits.train.labels, setup.splits.class_names
     loss_options = setup.task.loss_options(config.train, labels, names)
+    mixing = Mixing(config.train.mixup, config.train.cutmix, len(names))
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
@@ -218,7 +221,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         log_every=config.train.log_every,
         metric=config.eval.metric,
     )
-    return Tuning(plan, schedule, optimizer, loss_options, steps_per_epoch, cadence)
+    return Tuning(plan, schedule, optimizer, loss_options, mixing, steps_per_epoch, cadence)
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:
