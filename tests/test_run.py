@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -210,3 +211,39 @@ def test_the_cifar_resnet20_is_right_as_often_as_the_original(tmp_path, shared):
     assert abs(summary["test/correct"] - 8103) <= 3
     assert summary["test/examples"] == 10_000
     assert summary["compilations/eval_step"] == 1
+
+
+def test_a_schedule_free_run_evaluates_loads_and_resumes_with_its_averages(
+    tmp_path, config, capsys
+):
+    fields = config | {
+        "optimizer.name": "schedule_free_sgd",
+        "optimizer.schedule": "constant",
+        "optimizer.weight_decay": 0.01,
+        "data.val_fraction": 0.25,
+        "eval.every": "2",
+        "checkpoint.every": "2",
+        "checkpoint.keep_last": 9,
+    }
+    summary = tlx.finetune(fields, tmp_path / "run")
+    trained = values(tlx.load(tmp_path / "run"))
+    assert tlx.evaluate(fields, tmp_path / "run")["test/loss"] == summary["test/loss"]
+    # The values that training goes on from are others.
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        shapes = {
+            path: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding)
+            for path, v in trained.items()
+        }
+        steps = checkpoints.steps()
+        as_trained, _, _ = checkpoints.restore_values(shapes, "best")
+    assert not np.allclose(as_trained["head.kernel"], trained["head.kernel"], rtol=1e-3)
+
+    (tmp_path / "run" / "summary.json").unlink()
+    assert steps == [2, 4, 6]
+    for step in steps[1:]:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    again = tlx.finetune(fields, tmp_path / "run")
+    assert "resuming at step 2 of 6" in capsys.readouterr().out
+    assert again["test/loss"] == summary["test/loss"]
+    for path, value in values(tlx.load(tmp_path / "run")).items():
+        np.testing.assert_array_equal(value, trained[path])

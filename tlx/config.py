@@ -93,8 +93,8 @@ class TuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "sgd"  # sgd | adamw
-    lr: float = 0.01  # the peak learning rate
+    name: str = "sgd"  # any of optax and optax.contrib: sgd | adamw | lion | lamb | muon ...
+    lr: float = 0.01  # the peak learning rate; 1 for those that find it: prodigy, dog, cocob ...
     options: str = ""  # keyword arguments, as b2=0.95,eps=1e-6; sgd has momentum=0.9 unless told
     weight_decay: float = 0.0
     decay_on: str = "kernels"  # kernels: not on biases and normalisation | all
@@ -166,7 +166,6 @@ CHOICES = {
     "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
     "tune.method": ("full", "head", "partial", "rules"),
     "tune.batchnorm": ("auto", "frozen", "train"),
-    "optimizer.name": ("sgd", "adamw"),
     "optimizer.decay_on": ("kernels", "all"),
     "optimizer.schedule": ("constant", "cosine", "step"),
     "eval.checkpoint": ("auto", "best", "last"),

@@ -92,7 +92,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     if trained:
         plan = make_plan(setup.leaves, setup.model.stages, config.tune, setup.model.auxiliary)
         values, position, messages = restore_values(
-            folder.path, setup.leaves, plan, config.eval.checkpoint, sharding
+            folder.path, setup.leaves, plan, config.optimizer, config.eval.checkpoint, sharding
         )
         print(*messages, f"checkpoint of step {position.step}", sep="\n", flush=True)
         step, facts = position.step, stored_facts(folder)[1]
@@ -137,7 +137,12 @@ def load(workdir: str | Path) -> Model:
     ).model
     plan = make_plan(leaves(model), model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(
-        folder.path, leaves(model), plan, config.eval.checkpoint, replicated(make_mesh())
+        folder.path,
+        leaves(model),
+        plan,
+        config.optimizer,
+        config.eval.checkpoint,
+        replicated(make_mesh()),
     )
     return with_values(model, values)
 
@@ -204,7 +209,9 @@ def _train(
     audit(before, digests(values, plan.frozen))
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
     if position.best_step not in (-1, position.step):
-        values, _, messages = restore_values(folder.path, setup.leaves, plan, "best", sharding)
+        values, _, messages = restore_values(
+            folder.path, setup.leaves, plan, config.optimizer, "best", sharding
+        )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]
     summary |= {

@@ -32,6 +32,7 @@ from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.leaves import Values
 from tlx.training.state import TrainState
+from tlx.tuning.optimizer import evaluation_values
 from tlx.weights.files import content_hash, read_weights, write_safetensors
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
@@ -164,20 +165,27 @@ class Checkpoints:
         return found
 
     def restore_values(
-        self, shapes: Values, which: str
+        self, shapes: Values, which: str, optimizer: Any = None
     ) -> tuple[Values, Position, list[str]] | None:
         """Reads trainable values and moving statistics alone, as inference needs them.
 
         Args:
           shapes: path -> shape and sharding.
           which: "last", or "best": that of the best validation metric, else the last.
+          optimizer: likewise of its state, where evaluation uses other values than training.
 
         Returns, raises: as `restore`.
         """
 
         def read(step: int) -> tuple[Values, Position]:
-            found, position = self._read(step, {"values": shapes})
-            return found["values"], position
+            if optimizer is None:
+                found, position = self._read(step, {"values": shapes})
+                return found["values"], position
+            numbered = _numbered(optimizer)
+            found, position = self._read(step, {"values": shapes, "optimizer": numbered})
+            leaves = [found["optimizer"][name] for name in numbered]
+            state = jax.tree.unflatten(jax.tree.structure(optimizer), leaves)
+            return evaluation_values(state, found["values"]), position
 
         newest = self._first_intact(self.steps()[::-1], read)
         if newest is None or which == "last" or newest[1].best_step in (-1, newest[1].step):
@@ -304,8 +312,11 @@ def load_origin(workdir: Path) -> Origin | None:
 
 def _parts(state: TrainState) -> tuple[Values, Values]:
     """Returns the values by path, and the optimizer's leaves by their number in the tree."""
-    optimizer = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.optimizer))}
-    return {**state.trainable, **state.statistics}, optimizer
+    return {**state.trainable, **state.statistics}, _numbered(state.optimizer)
+
+
+def _numbered(optimizer: Any) -> Values:
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
 
 
 def _composite(**items: Any) -> Any:

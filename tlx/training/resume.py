@@ -11,11 +11,13 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 
+from tlx.config import OptimizerConfig
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
 from tlx.training.state import TrainState, create_state
+from tlx.tuning.optimizer import has_averages, make_optimizer
 from tlx.tuning.plan import TuningPlan
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
@@ -58,20 +60,28 @@ def start(
 
 
 def restore_values(
-    workdir: Path, found: Mapping[str, Leaf], plan: TuningPlan, which: str, sharding: NamedSharding
+    workdir: Path,
+    found: Mapping[str, Leaf],
+    plan: TuningPlan,
+    optimizer: OptimizerConfig,
+    which: str,
+    sharding: NamedSharding,
 ) -> tuple[Values, Position, Messages]:
     """Returns all values of a workdir's model for inference; writes nothing.
 
     Args:
       found: the model's leaves.
+      optimizer: the run's.
       which: auto or best: of the best validation metric where there is one, else the last; last.
 
     Raises:
       InputError: there is no checkpoint, or none is intact.
     """
     shapes = _shapes(found, (*plan.trainable, *plan.statistics), sharding)
+    transform = make_optimizer(plan, optimizer, optax.constant_schedule(0.0))
+    state = _state_shapes(found, plan, transform, sharding).optimizer
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore_values(shapes, which)
+        restored = checkpoints.restore_values(shapes, which, state if has_averages(state) else None)
     if restored is None:
         raise InputError(f"{workdir} holds no checkpoint yet")
     values, position, messages = restored

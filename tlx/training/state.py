@@ -9,6 +9,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from tlx.models.leaves import Values
+from tlx.tuning.optimizer import evaluation_values
 from tlx.tuning.plan import TuningPlan
 
 
@@ -35,5 +36,6 @@ def create_state(
 
 
 def all_values(state: TrainState, frozen: Values) -> Values:
-    """Returns every value of the model."""
-    return {**frozen, **state.statistics, **state.trainable}
+    """Returns every value of the model, as evaluation uses it."""
+    trained = evaluation_values(state.optimizer, state.trainable)
+    return {**frozen, **state.statistics, **trained}
