@@ -247,3 +247,53 @@ def test_a_schedule_free_run_evaluates_loads_and_resumes_with_its_averages(
     assert again["test/loss"] == summary["test/loss"]
     for path, value in values(tlx.load(tmp_path / "run")).items():
         np.testing.assert_array_equal(value, trained[path])
+
+
+def test_mixing_augmentation_and_class_weights_resume_to_the_same_bits(tmp_path, capsys):
+    fields = {
+        "model.name": "resnet20_cifar",
+        "data.source": "digits",
+        "data.image_size": 8,
+        "data.resize": 8,
+        "data.augment": "rand_augment:2:9,random_erasing:0.3",
+        "train.batch_size": 16,
+        "train.steps": 6,
+        "train.mixup": 0.2,
+        "train.cutmix": 1.0,
+        "train.label_smoothing": 0.1,
+        "train.class_weights": "auto",
+        "optimizer.name": "lion",
+        "optimizer.lr": 1e-4,
+        "optimizer.weight_decay": 0.1,
+        "checkpoint.every": "3",
+    }
+    summary = tlx.finetune(fields, tmp_path / "run")
+    assert summary["compilations/train_step"] == 1
+    trained = values(tlx.load(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    capsys.readouterr()
+    again = tlx.finetune(fields, tmp_path / "run")
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
+    assert again["test/loss"] == summary["test/loss"]
+    for path, value in values(tlx.load(tmp_path / "run")).items():
+        np.testing.assert_array_equal(value, trained[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("data.augment", "rand_augment:2:31", "0 <= MAGNITUDE <= 30"),
+        ("train.class_weights", "1,2", "has 2 values"),
+        ("train.loss", "hinge", "there are: cross_entropy, focal:GAMMA, bce"),
+        ("optimizer.name", "lbfgs", "it needs the loss for its line search"),
+        ("train.mixup", -1.0, "train.mixup is -1.0, expected 0.0 to 100.0"),
+    ],
+)
+def test_what_training_cannot_do_is_said_before_anything_is_written(
+    tmp_path, config, field, value, says
+):
+    with pytest.raises(InputError) as caught:
+        tlx.finetune(config | {field: value}, tmp_path / "run")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
