@@ -269,6 +269,7 @@ def test_mixing_augmentation_and_class_weights_resume_to_the_same_bits(tmp_path,
     }
     summary = tlx.finetune(fields, tmp_path / "run")
     assert summary["compilations/train_step"] == 1
+    assert "class weights: 0 1.01, 1 0.985, 2 1.01, 3 0.985" in capsys.readouterr().out
     trained = values(tlx.load(tmp_path / "run"))
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")

@@ -20,7 +20,7 @@ from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
-from tlx.setup import Setup, Tuning, prepare, prepare_tuning
+from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning
 from tlx.summary import make_report, results, run_facts
 from tlx.tasks.classification import Evaluation
 from tlx.training import logging
@@ -28,7 +28,7 @@ from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
-from tlx.training.state import all_values
+from tlx.training.state import inference_values
 from tlx.training.step import make_train_step
 from tlx.tuning.plan import audit, digests, make_plan
 from tlx.tuning.table import count_parameters, plan_table
@@ -63,6 +63,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     setup, lines = prepare(config, stored=stored, stored_origin=origin)
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.plan, setup.leaves, config.optimizer)
+    lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
     with folder.locked():
@@ -205,7 +206,7 @@ def _train(
             screen=screen,
         )
         state, position = loop.run(state, position)
-    values = all_values(state, frozen)
+    values = inference_values(state, frozen)
     audit(before, digests(values, plan.frozen))
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
     if position.best_step not in (-1, position.step):

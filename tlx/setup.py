@@ -224,6 +224,13 @@ def prepare_tuning(setup: Setup) -> Tuning:
     return Tuning(plan, schedule, optimizer, loss_options, mixing, steps_per_epoch, cadence)
 
 
+def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
+    """Returns a line with the classes' weights, where they have any."""
+    pairs = [f"{name} {w:.3g}" for name, w in zip(names, options.class_weights, strict=False)]
+    more = f" ... ({len(pairs)} classes)" if len(pairs) > 10 else ""
+    return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
+
+
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:
     if stored.class_names != names:
         raise InputError(

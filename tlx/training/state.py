@@ -36,6 +36,10 @@ def create_state(
 
 
 def all_values(state: TrainState, frozen: Values) -> Values:
-    """Returns every value of the model, as evaluation uses it."""
-    trained = evaluation_values(state.optimizer, state.trainable)
-    return {**frozen, **state.statistics, **trained}
+    """Returns every value of the model, as training goes on from it."""
+    return {**frozen, **state.statistics, **state.trainable}
+
+
+def inference_values(state: TrainState, frozen: Values) -> Values:
+    """Returns every value of the model, as evaluation and inference use it."""
+    return evaluation_values(state.optimizer, all_values(state, frozen))

@@ -54,7 +54,7 @@ OWN_ARGUMENTS = frozenset(
 _DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 _L2 = frozenset(("sgd", "optimistic_gradient_descent", "rmsprop", "adagrad"))
 _DECOUPLED_BEHIND = frozenset(("adafactor", "muon"))
-# These estimate one step size from all their values, which two instances would not share.
+# These estimate one step size from all values of a group, which two instances would not share.
 _ONE_ESTIMATE = frozenset(("prodigy", "dadapt_adamw"))
 
 
@@ -92,7 +92,7 @@ def make(
     """Returns the optimizer with the rate, decay and keyword arguments.
 
     muon orthogonalises kernels of matrices [in, out] and, as matrices [h*w*in, out], of convolutions
-    [h, w, in, out], except depthwise ones; all other values have its Adam. lars's trust ratio spares
+    [h, w, in, out] with more than one input to each output; all other values have its Adam. lars's trust ratio spares
     vectors (You et al. 2017).
 
     Args:
