@@ -5,6 +5,7 @@ import os
 import shutil
 import signal
 
+import jax
 import numpy as np
 import pytest
 
@@ -13,6 +14,7 @@ from tlx.errors import InputError
 from tlx.models.leaves import values
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Interrupted
+from tlx.training.state import TrainState
 from tlx.weights.files import write_safetensors
 
 
@@ -210,3 +212,90 @@ def test_the_cifar_resnet20_is_right_as_often_as_the_original(tmp_path, shared):
     assert abs(summary["test/correct"] - 8103) <= 3
     assert summary["test/examples"] == 10_000
     assert summary["compilations/eval_step"] == 1
+
+
+def test_a_schedule_free_run_evaluates_loads_and_resumes_with_its_averages(
+    tmp_path, config, capsys
+):
+    fields = config | {
+        "optimizer.name": "schedule_free_sgd",
+        "optimizer.schedule": "constant",
+        "optimizer.weight_decay": 0.01,
+        "data.val_fraction": 0.25,
+        "eval.every": "2",
+        "checkpoint.every": "2",
+        "checkpoint.keep_last": 9,
+    }
+    summary = tlx.finetune(fields, tmp_path / "run")
+    trained = values(tlx.load(tmp_path / "run"))
+    assert tlx.evaluate(fields, tmp_path / "run")["test/loss"] == summary["test/loss"]
+    # The values that training goes on from are others.
+    with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
+        shapes = {
+            path: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=v.sharding)
+            for path, v in trained.items()
+        }
+        steps = checkpoints.steps()
+        as_trained, _, _ = checkpoints.restore_values(lambda _: TrainState(shapes, {}, ()), "best")
+    assert not np.allclose(as_trained["head.kernel"], trained["head.kernel"], rtol=1e-3)
+
+    (tmp_path / "run" / "summary.json").unlink()
+    assert steps == [2, 4, 6]
+    for step in steps[1:]:
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+    again = tlx.finetune(fields, tmp_path / "run")
+    assert "resuming at step 2 of 6" in capsys.readouterr().out
+    assert again["test/loss"] == summary["test/loss"]
+    for path, value in values(tlx.load(tmp_path / "run")).items():
+        np.testing.assert_array_equal(value, trained[path])
+
+
+def test_mixing_augmentation_and_class_weights_resume_to_the_same_bits(tmp_path, capsys):
+    fields = {
+        "model.name": "resnet20_cifar",
+        "data.source": "digits",
+        "data.image_size": 8,
+        "data.resize": 8,
+        "data.augment": "rand_augment:2:9,random_erasing:0.3",
+        "train.batch_size": 16,
+        "train.steps": 6,
+        "train.mixup": 0.2,
+        "train.cutmix": 1.0,
+        "train.label_smoothing": 0.1,
+        "train.class_weights": "auto",
+        "optimizer.name": "lion",
+        "optimizer.lr": 1e-4,
+        "optimizer.weight_decay": 0.1,
+        "checkpoint.every": "3",
+    }
+    summary = tlx.finetune(fields, tmp_path / "run")
+    assert summary["compilations/train_step"] == 1
+    assert "class weights: 0 1.01, 1 0.985, 2 1.01, 3 0.985" in capsys.readouterr().out
+    trained = values(tlx.load(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
+    capsys.readouterr()
+    again = tlx.finetune(fields, tmp_path / "run")
+    assert "resuming at step 3 of 6" in capsys.readouterr().out
+    assert again["test/loss"] == summary["test/loss"]
+    for path, value in values(tlx.load(tmp_path / "run")).items():
+        np.testing.assert_array_equal(value, trained[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "says"),
+    [
+        ("data.augment", "rand_augment:2:31", "0 <= MAGNITUDE <= 30"),
+        ("train.class_weights", "1,2", "has 2 values"),
+        ("train.loss", "hinge", "there are: cross_entropy, focal:GAMMA, bce"),
+        ("optimizer.name", "lbfgs", "it needs the loss for its line search"),
+        ("train.mixup", -1.0, "train.mixup is -1.0, expected 0.0 to 100.0"),
+    ],
+)
+def test_what_training_cannot_do_is_said_before_anything_is_written(
+    tmp_path, config, field, value, says
+):
+    with pytest.raises(InputError) as caught:
+        tlx.finetune(config | {field: value}, tmp_path / "run")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()

@@ -69,7 +69,9 @@ class DataConfig:
     interpolation: str = ""  # nearest | bilinear | bicubic | lanczos; "": the weights' own
     mean: tuple[float, ...] = ()  # (): the weights' own
     std: tuple[float, ...] = ()
-    augment: tuple[str, ...] = ()  # pad_crop:4 | random_crop | random_resized_crop:0.08 | flip
+    # pad_crop:4 | random_crop | random_resized_crop:0.08 | flip | rand_augment:2:9 | trivial_augment |
+    # color_jitter:0.4 | grayscale:0.1 | random_erasing:0.5, in the order in which they are applied
+    augment: tuple[str, ...] = ()
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
     memory_gb: float = 4.0  # GiB; auto keeps the decoded splits in memory if all fit in this
@@ -106,8 +108,8 @@ class TuneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    name: str = "sgd"  # sgd | adamw
-    lr: float = 0.01  # the peak learning rate
+    name: str = "sgd"  # any of optax and optax.contrib: sgd | adamw | lion | lamb | muon ...
+    lr: float = 0.01  # the peak learning rate; 1 for those that find it: prodigy, dog, cocob ...
     options: str = ""  # keyword arguments, as b2=0.95,eps=1e-6; sgd has momentum=0.9 unless told
     weight_decay: float = 0.0
     decay_on: str = "kernels"  # kernels: not on biases and normalisation | all
@@ -126,7 +128,13 @@ class TrainConfig:
     epochs: float = 10.0
     steps: int = 0  # > 0 wins over epochs
     batch_size: int = 128  # over all devices
+    loss: str = "cross_entropy"  # cross_entropy | focal:GAMMA | bce (a sigmoid for each class)
     label_smoothing: float = 0.0
+    class_weights: tuple[
+        str, ...
+    ] = ()  # auto: inverse to the classes' training examples | one number for each class | none or ()
+    mixup: float = 0.0  # alpha of Beta(alpha, alpha), the shares of two mixed examples; 0: off
+    cutmix: float = 0.0  # likewise, of pasted boxes; with mixup too each batch draws one; 0: off
     log_every: int = 50  # steps
 
 
@@ -183,7 +191,6 @@ CHOICES = {
     "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
     "tune.method": METHODS,
     "tune.batchnorm": ("auto", "frozen", "train"),
-    "optimizer.name": ("sgd", "adamw"),
     "optimizer.decay_on": ("kernels", "all"),
     "optimizer.schedule": ("constant", "cosine", "step"),
     "eval.checkpoint": ("auto", "best", "last"),
@@ -224,6 +231,8 @@ RANGES = {
     "train.steps": (0, 2**31),
     "train.batch_size": (1, 2**24),
     "train.label_smoothing": (0.0, 0.999),
+    "train.mixup": (0.0, 100.0),
+    "train.cutmix": (0.0, 100.0),
     "train.log_every": (1, 2**31),
     "eval.batch_size": (0, 2**24),
     "checkpoint.keep_last": (1, 10_000),

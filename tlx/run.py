@@ -21,14 +21,14 @@ from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
-from tlx.setup import Setup, Tuning, prepare, prepare_tuning
+from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
-from tlx.training.state import all_values
+from tlx.training.state import inference_values
 from tlx.training.step import make_train_step
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import describe
@@ -67,6 +67,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases)])
+    lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
     with folder.locked():
@@ -95,7 +96,12 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     sharding = replicated(setup.mesh)
     if trained:
         values, position, messages = restore_values(
-            folder.path, setup.leaves, setup.plans, config.eval.checkpoint, sharding
+            folder.path,
+            setup.leaves,
+            setup.plans,
+            config.optimizer,
+            config.eval.checkpoint,
+            sharding,
         )
         print(*messages, f"checkpoint of step {position.step}", sep="\n", flush=True)
         step, facts = position.step, stored_facts(folder)[1]
@@ -141,7 +147,12 @@ def load(workdir: str | Path) -> Model:
     model = with_adapters(source, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(
-        folder.path, leaves(model), plans, config.eval.checkpoint, replicated(make_mesh())
+        folder.path,
+        leaves(model),
+        plans,
+        config.optimizer,
+        config.eval.checkpoint,
+        replicated(make_mesh()),
     )
     return with_values(model, values)
 
@@ -199,7 +210,8 @@ def _train(
             setup.augmentation,
             setup.mesh,
             dtype=setup.dtype,
-            label_smoothing=config.train.label_smoothing,
+            loss_options=tuning.loss_options,
+            mixing=tuning.mixing,
             seed=config.seed,
         )
         for phase in phases
@@ -230,10 +242,10 @@ def _train(
     after = digests(loop.frozen, plan.frozen)
     audit({path: before[path] for path in after}, after)
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
-    values = all_values(state, loop.frozen)
+    values = inference_values(state, loop.frozen)
     if position.best_step not in (-1, position.step):
         values, _, messages = restore_values(
-            folder.path, setup.leaves, setup.plans, "best", sharding
+            folder.path, setup.leaves, setup.plans, config.optimizer, "best", sharding
         )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]

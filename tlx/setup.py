@@ -16,13 +16,14 @@ from tlx import pretrained
 from tlx.config import Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
+from tlx.data.mixing import Mixing
 from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models import default_meta
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
-from tlx.tasks import Evaluation, Task, get_task
+from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.step import EvalStep, make_eval_step
@@ -101,6 +102,8 @@ class Tuning:
 
     phases: tuple[Phase, ...]
     schedule: Schedule
+    loss_options: LossOptions
+    mixing: Mixing
     steps_per_epoch: float
     cadence: Cadence
 
@@ -201,6 +204,9 @@ def prepare_tuning(setup: Setup) -> Tuning:
     """
     config = setup.config
     assert setup.splits.train is not None  # `prepare` was told that this is training
+    labels, names = setup.splits.train.labels, setup.splits.class_names
+    loss_options = setup.task.loss_options(config.train, labels, names)
+    mixing = Mixing(config.train.mixup, config.train.cutmix, len(names))
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
@@ -228,7 +234,14 @@ def prepare_tuning(setup: Setup) -> Tuning:
         log_every=config.train.log_every,
         metric=selecting_metric(config),
     )
-    return Tuning(phases, schedule, steps_per_epoch, cadence)
+    return Tuning(phases, schedule, loss_options, mixing, steps_per_epoch, cadence)
+
+
+def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
+    """Returns a line with the classes' weights, where they have any."""
+    pairs = [f"{name} {w:.3g}" for name, w in zip(names, options.class_weights, strict=False)]
+    more = f" ... ({len(pairs)} classes)" if len(pairs) > 10 else ""
+    return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:

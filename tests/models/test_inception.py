@@ -21,7 +21,7 @@ from tlx.models.leaves import leaves, values, with_values
 from tlx.pretrained import source
 from tlx.run import refuse_random_values
 from tlx.setup import prepare
-from tlx.tasks import classification
+from tlx.tasks import PLAIN, classification
 from tlx.training.mesh import make_mesh, place_batch, replicated
 from tlx.training.state import create_state
 from tlx.training.step import make_train_step, training_model
@@ -298,7 +298,7 @@ def loss_and_gradients(model, plan, pixels, targets):
         parse((), model.meta.preprocess),
         mesh,
         dtype="float32",
-        label_smoothing=0.0,
+        loss_options=PLAIN,
         seed=0,
     )
     batch = {"inputs": pixels, "targets": targets, "weight": np.ones(len(pixels), np.float32)}

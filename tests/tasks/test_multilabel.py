@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import sklearn.metrics
 
+from tlx.config import TrainConfig
+from tlx.errors import InputError
 from tlx.evaluation.report import Shown
-from tlx.tasks import multilabel
+from tlx.tasks import LossOptions, multilabel
 
 RNG = np.random.default_rng(0)
 LOGITS = (RNG.standard_normal((40, 7)) * 3).astype(np.float32)
@@ -37,7 +39,9 @@ def test_loss_is_pytorchs(weighted):
     expected = criterion(logits, torch.from_numpy(TARGETS))
     expected.backward()
     found, gradient = jax.value_and_grad(
-        lambda z: multilabel.loss(z, batch(), pos_weight=factors if weighted else None)
+        lambda z: multilabel.loss(
+            z, batch(), LossOptions(class_weights=tuple(factors.tolist()) if weighted else ())
+        )
     )(jnp.asarray(LOGITS * 10))
     assert float(found) == pytest.approx(float(expected.detach()), rel=1e-6)
     np.testing.assert_allclose(gradient, logits.grad, rtol=1e-5, atol=1e-8)
@@ -52,7 +56,7 @@ def test_label_smoothing_is_pytorchs_of_yes_and_no(smoothing):
     expected = torch.nn.functional.cross_entropy(
         pairs, torch.from_numpy(TARGETS).flatten().long(), label_smoothing=smoothing
     )
-    found = multilabel.loss(jnp.asarray(LOGITS), batch(), label_smoothing=smoothing)
+    found = multilabel.loss(jnp.asarray(LOGITS), batch(), LossOptions(label_smoothing=smoothing))
     assert float(found) == pytest.approx(float(expected), rel=1e-6)
 
 
@@ -62,6 +66,18 @@ def test_loss_is_the_mean_over_classes_and_real_examples():
     found = multilabel.loss(jnp.asarray(LOGITS), batch(weight=weight))
     assert float(found) == pytest.approx(each[weight > 0].mean(), rel=1e-6)
     np.testing.assert_allclose(evaluated().outcomes["loss"], each.mean(axis=1), rtol=1e-5)
+
+
+def test_options_come_from_the_config_and_the_training_split():
+    labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]], np.float32)
+    found = multilabel.loss_options(TrainConfig(class_weights=("auto",)), labels, "abc")
+    assert found.class_weights == pytest.approx((1 / 3, 3.0, 3.0))
+    found = multilabel.loss_options(TrainConfig(class_weights=("1", "2", "3")), labels, "abc")
+    assert found.class_weights == (1.0, 2.0, 3.0)
+    with pytest.raises(InputError, match="has 2 values"):
+        multilabel.loss_options(TrainConfig(class_weights=("1", "2")), labels, "abc")
+    with pytest.raises(InputError, match="binary cross-entropy alone"):
+        multilabel.loss_options(TrainConfig(loss="focal:2"), labels, "abc")
 
 
 def test_loss_in_half_precision_is_computed_in_single():

@@ -128,12 +128,16 @@ def test_a_damaged_best_checkpoint_falls_back_to_the_last(tmp_path):
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), values
     )
     with Checkpoints(tmp_path, read_only=True) as reader:
-        best, position, problems = reader.restore_values(lambda _: shapes, "best")
+        best, position, problems = reader.restore_values(
+            lambda _: TrainState(shapes, {}, ()), "best"
+        )
         assert position.step == 1 and problems == [] and (best["head.kernel"] == 1).all()
-        last, position, _ = reader.restore_values(lambda _: shapes, "last")
+        last, position, _ = reader.restore_values(lambda _: TrainState(shapes, {}, ()), "last")
         assert position.step == 2 and (last["head.kernel"] == 2).all()
         shutil.rmtree(reader.folder / "1" / "values")
-        best, position, problems = reader.restore_values(lambda _: shapes, "best")
+        best, position, problems = reader.restore_values(
+            lambda _: TrainState(shapes, {}, ()), "best"
+        )
         assert position.step == 2 and (best["head.kernel"] == 2).all()
         assert "the best checkpoint" in problems[0]
 

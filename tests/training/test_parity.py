@@ -33,7 +33,8 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     }
     config = config_lib.build(config_lib.load("configs/hymenoptera.py"), fields)
     setup, _ = setup_lib.prepare(config)
-    (phase,) = setup_lib.prepare_tuning(setup).phases
+    tuning = setup_lib.prepare_tuning(setup)
+    (phase,) = tuning.phases
     sharding = replicated(setup.mesh)
     values = setup.weights.place(0, sharding)
     state, frozen = create_state(values, phase.plan, phase.optimizer, sharding)
@@ -46,7 +47,7 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
         setup.augmentation,
         setup.mesh,
         dtype="float32",
-        label_smoothing=0.0,
+        loss_options=tuning.loss_options,
         seed=0,
     )
 

@@ -42,7 +42,8 @@ class Fixture:
                 self.setup.augmentation,
                 self.setup.mesh,
                 dtype=self.setup.dtype,
-                label_smoothing=self.config.train.label_smoothing,
+                loss_options=self.tuning.loss_options,
+                mixing=self.tuning.mixing,
                 seed=0,
             )
             for phase in self.tuning.phases
@@ -203,3 +204,12 @@ def test_three_full_steps_equal_pytorchs():
         np.testing.assert_allclose(
             value, theirs, atol=2e-5 * max(np.abs(theirs).max(), 1e-3), err_msg=name
         )
+
+
+def test_mixing_in_a_step_is_that_of_its_key():
+    fields = {"train__mixup": 0.5, "train__cutmix": 1.0, "train__label_smoothing": 0.1}
+    one, two, plain = Fixture(**fields), Fixture(**fields), Fixture()
+    first, again = ([m["loss"] for m in it.train(3)] for it in (one, two))
+    assert first == again
+    assert one.step._cache_size() == 1
+    assert first[0] != plain.train(1)[0]["loss"]

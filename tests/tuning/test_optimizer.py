@@ -96,7 +96,7 @@ def test_state_exists_for_trainable_leaves_only():
         ({"optimizer.options": "momentun=0.9"}, "did you mean 'momentum'"),
         ({"optimizer.options": "momentum"}, "takes momentum"),
         ({"optimizer.options": "momentum=high"}, "'high' is not a value for momentum"),
-        ({"tune.groups": "head.optimizer=adam"}, "did you mean 'adamw'"),
+        ({"tune.groups": "head.optimizer=admw"}, "did you mean 'adamw'"),
     ],
 )
 def test_wrong_options_are_named(fields, says):

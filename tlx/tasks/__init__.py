@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import jax
 import numpy as np
+
+from tlx.config import TrainConfig
 
 if TYPE_CHECKING:
     from tlx.evaluation.report import Section, Shown
@@ -18,6 +21,19 @@ TASKS = {
 }
 
 Batch = Any  # {inputs, targets, weight, index}, on the devices
+
+
+@dataclasses.dataclass(frozen=True)
+class LossOptions:
+    """How a task's loss weighs the examples and classes of a batch; the defaults change nothing."""
+
+    label_smoothing: float = 0.0  # in [0, 1)
+    class_weights: tuple[float, ...] = ()  # one for each class; (): all the same
+    name: str = "cross_entropy"  # one of the task's own losses
+    gamma: float = 0.0  # of the focal loss
+
+
+PLAIN = LossOptions()
 
 
 class Evaluation(Protocol):
@@ -53,7 +69,17 @@ class Task(Protocol):
         """Returns the metrics by which the best checkpoint may be chosen, the default one first."""
         ...
 
-    def loss(self, logits: jax.Array, batch: Batch, *, label_smoothing: float) -> jax.Array:
+    def loss_options(
+        self, config: TrainConfig, labels: np.ndarray, class_names: Sequence[str]
+    ) -> LossOptions:
+        """Returns what the config says about the loss; `labels` are those of the training split.
+
+        Raises:
+          InputError: a loss or class weights that the task does not have.
+        """
+        ...
+
+    def loss(self, logits: jax.Array, batch: Batch, options: LossOptions) -> jax.Array:
         """Returns the scalar that training minimises."""
         ...
 

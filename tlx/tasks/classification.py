@@ -10,8 +10,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlx.config import TrainConfig
+from tlx.errors import InputError
 from tlx.evaluation import single_label
 from tlx.evaluation.report import Section, Shown
+from tlx.tasks import PLAIN, LossOptions, losses
 
 MULTI_HOT = False
 TOP_K = 5
@@ -22,30 +25,52 @@ def metrics(num_classes: int) -> tuple[str, ...]:
     return ("accuracy", "loss", *(("top5_accuracy",) if num_classes > TOP_K else ()))
 
 
-def loss(logits: jax.Array, batch: Any, *, label_smoothing: float = 0.0) -> jax.Array:
-    """Returns the mean cross-entropy over the examples of weight 1, in nats.
+def loss_options(
+    config: TrainConfig, labels: np.ndarray, class_names: Sequence[str]
+) -> LossOptions:
+    """Returns the loss that the config describes, for a training split with these labels, int [N].
 
-    Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all
-    classes, as `torch.nn.CrossEntropyLoss` does.
+    Raises:
+      InputError: an unknown loss, or class weights that do not fit the classes.
+    """
+    name, gamma = losses.parse_loss(config.loss)
+    weights = losses.class_weights(config.class_weights, labels, class_names)
+    if name == "bce" and weights:
+        raise InputError(
+            "train.class_weights: the loss bce has none (train.loss=cross_entropy and focal have)"
+        )
+    return LossOptions(config.label_smoothing, weights, name, gamma)
+
+
+def loss(logits: jax.Array, batch: Any, options: LossOptions = PLAIN) -> jax.Array:
+    """Returns the mean loss over the examples of weight 1, in nats; see tlx.tasks.losses.
 
     Args:
       logits: float [B, C].
-      batch: targets, int [B]; weight, float [B], 0 for padding.
-      label_smoothing: in [0, 1).
+      batch: targets, int [B] or distributions over the classes, float [B, C]; weight, float [B], 0
+        for padding.
+      options: which loss, label smoothing and class weights.
     """
-    log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
-    chosen = jnp.take_along_axis(log_probs, batch["targets"][:, None], axis=1)[:, 0]
-    per_example = -(1.0 - label_smoothing) * chosen - label_smoothing * log_probs.mean(axis=1)
-    return jnp.sum(per_example * batch["weight"]) / jnp.maximum(batch["weight"].sum(), 1.0)
+    targets = losses.distributions(batch["targets"], logits.shape[1])
+    per_example = losses.LOSSES[options.name](logits.astype(jnp.float32), targets, options)
+    share = batch["weight"]
+    if options.class_weights:
+        share = share * jnp.sum(targets * jnp.asarray(options.class_weights), axis=1)
+    total = share.sum()
+    return jnp.sum(per_example * batch["weight"]) / jnp.where(total > 0, total, 1.0)
 
 
 def batch_metrics(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
-    """Returns the accuracy of a training batch."""
-    return {"accuracy": jnp.mean(jnp.argmax(logits, axis=1) == batch["targets"], dtype=jnp.float32)}
+    """Returns the accuracy of a training batch; of mixed examples against the class of the larger share."""
+    targets = batch["targets"] if batch["targets"].ndim == 1 else jnp.argmax(batch["targets"], 1)
+    return {"accuracy": jnp.mean(jnp.argmax(logits, axis=1) == targets, dtype=jnp.float32)}
 
 
 def outcomes(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
-    """Returns for each example, [B]: its loss, prediction, the prediction's probability, top-5 hit."""
+    """Returns for each example, [B]: its loss, prediction, the prediction's probability, top-5 hit.
+
+    The loss is the plain cross-entropy in nats, whatever training minimises.
+    """
     log_probs = jax.nn.log_softmax(logits.astype(jnp.float32))
     own = jnp.take_along_axis(log_probs, batch["targets"][:, None], axis=1)
     # Ties, and comparisons with NaN, count against the network: a constant output is not right by chance.

@@ -15,8 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tlx.config import TrainConfig
+from tlx.errors import InputError
 from tlx.evaluation import multi_label
 from tlx.evaluation.report import Section, Shown
+from tlx.tasks import PLAIN, LossOptions, losses
 
 MULTI_HOT = True
 
@@ -27,13 +30,31 @@ def metrics(num_classes: int) -> tuple[str, ...]:
     return ("mAP", "f1_micro", "f1_macro", "subset_accuracy", "loss")
 
 
-def loss(
-    logits: jax.Array,
-    batch: Any,
-    *,
-    label_smoothing: float = 0.0,
-    pos_weight: jax.Array | None = None,
-) -> jax.Array:
+def loss_options(
+    config: TrainConfig, labels: np.ndarray, class_names: Sequence[str]
+) -> LossOptions:
+    """Returns the loss that the config describes, for a training split with these labels, [N, C] of 0 and 1.
+
+    Class weights are of a class's yes beside its no; auto: the number of noes over that of yeses.
+
+    Raises:
+      InputError: a loss that is not binary cross-entropy, or weights that do not fit the classes.
+    """
+    name, _ = losses.parse_loss(config.loss)
+    if name == "focal":
+        raise InputError(
+            "train.loss: several labels are fitted by binary cross-entropy alone (bce)"
+        )
+    texts = config.class_weights
+    if tuple(texts) == ("auto",):
+        yes = np.maximum(np.sum(labels > 0, axis=0), 1)  # a class without any is never weighed
+        weights = tuple(((len(labels) - yes) / yes).tolist())
+    else:
+        weights = losses.class_weights(texts, labels, class_names)
+    return LossOptions(config.label_smoothing, weights, "bce")
+
+
+def loss(logits: jax.Array, batch: Any, options: LossOptions = PLAIN) -> jax.Array:
     """Returns the binary cross-entropy in nats, the mean over classes and examples of weight 1.
 
     It is `torch.nn.BCEWithLogitsLoss`, with its `pos_weight`. Label smoothing s makes a target t
@@ -44,10 +65,10 @@ def loss(
     Args:
       logits: float [B, C].
       batch: targets, float [B, C] of 0 and 1; weight, float [B], 0 for padding.
-      label_smoothing: in [0, 1).
-      pos_weight: float [C], the weight of a class's yes beside its no; None: 1.
+      options: label smoothing, and as class weights PyTorch's `pos_weight`.
     """
-    each = _cross_entropy(logits, _smoothed(batch["targets"], label_smoothing), pos_weight)
+    weights = jnp.asarray(options.class_weights) if options.class_weights else None
+    each = _cross_entropy(logits, _smoothed(batch["targets"], options.label_smoothing), weights)
     per_example = each.mean(axis=1)
     return jnp.sum(per_example * batch["weight"]) / jnp.maximum(batch["weight"].sum(), 1.0)
 

@@ -32,6 +32,7 @@ from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.leaves import Values
 from tlx.training.state import TrainState
+from tlx.tuning.optimizer import evaluation_values, has_averages
 from tlx.weights.files import content_hash, read_weights, write_safetensors
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
@@ -171,12 +172,12 @@ class Checkpoints:
         return found
 
     def restore_values(
-        self, shapes_of: Callable[[int], Values], which: str
+        self, state_of: Callable[[int], TrainState], which: str
     ) -> tuple[Values, Position, list[str]] | None:
         """Reads trainable values and moving statistics alone, as inference needs them.
 
         Args:
-          shapes_of: returns for a phase path -> shape and sharding.
+          state_of: as for `restore`.
           which: "last", or "best": that of the best validation metric, else the last.
 
         Returns, raises: as `restore`.
@@ -184,8 +185,15 @@ class Checkpoints:
 
         def read(step: int) -> tuple[Values, Position]:
             meta = self._meta(step)
-            found, position = self._read(step, meta, {"values": shapes_of(meta["phase"])})
-            return found["values"], position
+            state = state_of(meta["phase"])
+            shapes, numbered = _parts(state)
+            if not has_averages(state.optimizer):
+                found, position = self._read(step, meta, {"values": shapes})
+                return found["values"], position
+            found, position = self._read(step, meta, {"values": shapes, "optimizer": numbered})
+            leaves = [found["optimizer"][name] for name in numbered]
+            optimizer = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
+            return evaluation_values(optimizer, found["values"]), position
 
         newest = self._first_intact(self.steps()[::-1], read)
         if newest is None or which == "last" or newest[1].best_step in (-1, newest[1].step):
@@ -317,8 +325,11 @@ def load_origin(workdir: Path) -> Origin | None:
 
 def _parts(state: TrainState) -> tuple[Values, Values]:
     """Returns the values by path, and the optimizer's leaves by their number in the tree."""
-    optimizer = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.optimizer))}
-    return {**state.trainable, **state.statistics}, optimizer
+    return {**state.trainable, **state.statistics}, _numbered(state.optimizer)
+
+
+def _numbered(optimizer: Any) -> Values:
+    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
 
 
 def _composite(**items: Any) -> Any:

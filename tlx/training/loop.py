@@ -22,7 +22,7 @@ from tlx.tasks import Evaluation
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints, Position
 from tlx.training.mesh import place_batch, replicated
-from tlx.training.state import TrainState, advance, all_values
+from tlx.training.state import TrainState, advance, inference_values
 from tlx.training.step import TrainStep
 from tlx.tuning.phases import Phase, describe
 
@@ -222,7 +222,7 @@ class Loop:
 
     def _validate(self, state: TrainState, position: Position) -> Position:
         assert self.evaluate is not None
-        found = self.evaluate(all_values(state, self.frozen))
+        found = self.evaluate(inference_values(state, self.frozen))
         summary = found.summary()
         self.writer.write(position.step, {f"val/{name}": value for name, value in summary.items()})
         value = self._sign * float(summary[self.cadence.metric])

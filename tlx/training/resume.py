@@ -11,11 +11,13 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 
+from tlx.config import OptimizerConfig
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
 from tlx.training.state import TrainState, create_state
+from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase
 from tlx.tuning.plan import TuningPlan
 from tlx.weights.keymap import Origin
@@ -65,6 +67,7 @@ def restore_values(
     workdir: Path,
     found: Mapping[str, Leaf],
     plans: Sequence[TuningPlan],
+    optimizer: OptimizerConfig,
     which: str,
     sharding: NamedSharding,
 ) -> tuple[Values, Position, Messages]:
@@ -73,18 +76,20 @@ def restore_values(
     Args:
       found: the model's leaves.
       plans: of the method's phases.
+      optimizer: the run's.
       which: auto or best: of the best validation metric where there is one, else the last; last.
 
     Raises:
       InputError: there is no checkpoint, or none is intact.
     """
+
+    def state_of(phase: int) -> TrainState:
+        plan = plans[phase]
+        transform = make_optimizer(plan, optimizer, optax.constant_schedule(0.0))
+        return _state_shapes(found, plan, transform, sharding)
+
     with Checkpoints(workdir, read_only=True) as checkpoints:
-        restored = checkpoints.restore_values(
-            lambda phase: _shapes(
-                found, (*plans[phase].trainable, *plans[phase].statistics), sharding
-            ),
-            which,
-        )
+        restored = checkpoints.restore_values(state_of, which)
     if restored is None:
         raise InputError(f"{workdir} holds no checkpoint yet")
     values, position, messages = restored

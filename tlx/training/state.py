@@ -10,6 +10,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from tlx.models.leaves import Values
+from tlx.tuning.optimizer import evaluation_values
 from tlx.tuning.phases import Phase
 from tlx.tuning.plan import TuningPlan
 
@@ -55,8 +56,8 @@ def advance(
 def _carried_over(old: Any, new: Any, step: int) -> Any:
     """Returns the new optimizer state with the leaves that the old one has in the same places."""
 
-    def is_schedule(node: Any) -> bool:
-        return isinstance(node, optax.ScaleByScheduleState)
+    def is_schedule(node: Any) -> bool:  # optax has one for rates, and one for decays
+        return "Schedule" in type(node).__name__ and hasattr(node, "count")
 
     known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
 
@@ -70,5 +71,10 @@ def _carried_over(old: Any, new: Any, step: int) -> Any:
 
 
 def all_values(state: TrainState, frozen: Values) -> Values:
-    """Returns every value of the model."""
+    """Returns every value of the model, as training goes on from it."""
     return {**frozen, **state.statistics, **state.trainable}
+
+
+def inference_values(state: TrainState, frozen: Values) -> Values:
+    """Returns every value of the model, as evaluation and inference use it."""
+    return evaluation_values(state.optimizer, all_values(state, frozen))

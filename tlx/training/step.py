@@ -11,17 +11,19 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from tlx.data.augment import Augmentation
+from tlx.data.mixing import NO_MIXING, Mixing
 from tlx.data.preprocess import normalize
 from tlx.models.base import Model
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import Values, values, with_values
-from tlx.tasks import Task
+from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
 from tlx.tuning.plan import TuningPlan
 
-# Folded into a step's key for what the network drops; augmentation uses the key itself.
-DROPPING = 1
+# Folded into a step's key for what the network drops and how examples are mixed; far from the positions of
+# augmentations, which are folded into the same key.
+DROPPING, MIXING = 1 << 20, 1 << 21
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
@@ -61,13 +63,14 @@ def make_train_step(
     mesh: Mesh,
     *,
     dtype: str,
-    label_smoothing: float,
+    loss_options: LossOptions,
     seed: int,
+    mixing: Mixing = NO_MIXING,
 ) -> TrainStep:
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
 
     Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
-    `fold_in(seed, step)`. Metrics: loss, the task's own of the batch, gradient norm of the trainable leaves.
+    `fold_in(seed, step)`. Metrics: loss, the task's own of the (mixed) batch, gradient norm of the trainable leaves.
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
@@ -75,13 +78,14 @@ def make_train_step(
     def train_step(state: TrainState, frozen: Values, batch: Any, step: jax.Array) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         images = normalize(augmentation(key, batch["inputs"]), preprocess)
+        images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
 
         def loss_fn(trainable: Values) -> Any:
             network = with_values(forward, {**frozen, **state.statistics, **trainable})
             logits, further = network.training_outputs(images, jax.random.fold_in(key, DROPPING))
-            loss = task.loss(logits, batch, label_smoothing=label_smoothing)
+            loss = task.loss(logits, batch, loss_options)
             for auxiliary, weight in further:
-                loss += weight * task.loss(auxiliary, batch, label_smoothing=label_smoothing)
+                loss += weight * task.loss(auxiliary, batch, loss_options)
             moved = values(network)
             return loss, (logits, {path: moved[path] for path in state.statistics})
 

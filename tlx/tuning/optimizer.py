@@ -4,39 +4,21 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
+import optax.contrib
 
 from tlx.config import OptimizerConfig, nearest
 from tlx.errors import InputError
 from tlx.models.leaves import Leaf, Values
+from tlx.tuning import optax_optimizers
 from tlx.tuning.plan import Group, TuningPlan
 from tlx.tuning.schedule import Schedule
-
-Maker = Callable[..., optax.GradientTransformation]
-
-
-def _sgd(
-    schedule: Any, weight_decay: float, mask: Any, **options: Any
-) -> optax.GradientTransformation:
-    # Decay joins the gradient before the momentum, as in PyTorch's SGD.
-    decay = optax.add_decayed_weights(weight_decay, mask) if weight_decay else optax.identity()
-    return optax.chain(decay, optax.sgd(schedule, **{"momentum": 0.9} | options))
-
-
-def _adamw(
-    schedule: Any, weight_decay: float, mask: Any, **options: Any
-) -> optax.GradientTransformation:
-    return optax.adamw(schedule, weight_decay=weight_decay, mask=mask, **options)
-
-
-OPTIMIZERS: dict[str, tuple[Maker, Callable[..., Any]]] = {
-    "sgd": (_sgd, optax.sgd),
-    "adamw": (_adamw, optax.adamw),
-}
 
 
 def make_optimizer(
@@ -63,22 +45,29 @@ def make_optimizer(
 
 
 def parse_options(text: str, function: Callable[..., Any], where: str) -> dict[str, Any]:
-    """Reads "b2=0.95,eps=1e-6" as keyword arguments of the function."""
-    accepted = [
-        name
-        for name in inspect.signature(function).parameters
-        if name not in ("learning_rate", "weight_decay", "mask")
-    ]
+    """Reads "b2=0.95,eps=1e-6" as keyword arguments of the function.
+
+    Values are Python literals, as `betas=(0.9, 0.99)`; a dtype or a name needs no quotes.
+
+    Raises:
+      InputError: an argument that the function does not have or a value that is none; names what it takes.
+    """
+    accepted = {
+        name: parameter
+        for name, parameter in inspect.signature(function).parameters.items()
+        if name not in optax_optimizers.OWN_ARGUMENTS
+    }
     options = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    outside_brackets = r",(?![^(\[]*[)\]])"
+    for part in filter(None, (part.strip() for part in re.split(outside_brackets, text))):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name not in accepted:
             raise InputError(
                 f"{where}: {part!r}{nearest(name, accepted)} (takes {', '.join(accepted)})"
             )
         try:
-            options[name] = ast.literal_eval({"true": "True", "false": "False"}.get(value, value))
-        except (ValueError, SyntaxError) as error:
+            options[name] = _read_value(value, accepted[name])
+        except (ValueError, SyntaxError, TypeError) as error:
             raise InputError(f"{where}: {value!r} is not a value for {name}") from error
     return options
 
@@ -104,25 +93,61 @@ def group_state_bytes(
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
+def evaluation_values(optimizer_state: Any, values: Values) -> Values:
+    """Returns the values that evaluation and inference use: as they are, except for schedule-free optimizers.
+
+    Those train at y, between their base optimizer's z and the average x of the z; x is evaluated
+    (Defazio et al. 2024, "The Road Less Scheduled"). Running statistics are those at y.
+
+    Args:
+      optimizer_state: of `make_optimizer`; groups may have different optimizers.
+      values: path -> array, with at least the trainable ones.
+    """
+    found = dict(values)
+    for state in _averages(optimizer_state):
+        own = {p: z for p, z in state.z.items() if not isinstance(z, optax.MaskedNode)}
+        y = {path: values[path] for path in own}
+        found |= optax.contrib.schedule_free_eval_params(state._replace(z=own), y)
+    return found
+
+
+def has_averages(optimizer_state: Any) -> bool:
+    """Returns whether `evaluation_values` changes anything; shapes of a state are enough."""
+    return bool(_averages(optimizer_state))
+
+
+def _averages(optimizer_state: Any) -> list[Any]:
+    def is_average(node: Any) -> bool:
+        return isinstance(node, optax.contrib.ScheduleFreeState)
+
+    return [x for x in jax.tree.leaves(optimizer_state, is_leaf=is_average) if is_average(x)]
+
+
 def _group_transform(
     name: str, group: Group, config: OptimizerConfig, schedule: Schedule
 ) -> optax.GradientTransformation:
     kind = group.optimizer or config.name
-    if kind not in OPTIMIZERS:
+    field = f"tune.groups: {name}.optimizer" if group.optimizer else "optimizer.name"
+    function = optax_optimizers.maker(kind, field)
+    if kind.startswith("schedule_free") and config.schedule != "constant":
         raise InputError(
-            f"tune.groups: {name}.optimizer={kind!r}{nearest(kind, OPTIMIZERS)} (there are: {', '.join(OPTIMIZERS)})"
+            f"{field} is {kind!r}, whose averages take the place of a falling rate: set "
+            "optimizer.schedule=constant"
         )
-    maker, documented = OPTIMIZERS[kind]
     # Options are written for the config's optimizer; a group with another one takes that one's defaults.
     options = (
-        parse_options(config.options, documented, "optimizer.options")
-        if kind == config.name
-        else {}
+        parse_options(config.options, function, "optimizer.options") if kind == config.name else {}
     )
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
-    mask = _decay_kernels if config.decay_on == "kernels" else None
-    return maker(lambda step: group.lr * schedule(step), decay, mask, **options)
+    mask = optax_optimizers.kernels if config.decay_on == "kernels" else None
+    return optax_optimizers.make(kind, options, lambda step: group.lr * schedule(step), decay, mask)
 
 
-def _decay_kernels(params: Values) -> Any:
-    return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+def _read_value(text: str, parameter: inspect.Parameter) -> Any:
+    try:
+        value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
+    except (ValueError, SyntaxError):
+        if "dtype" not in parameter.name and not isinstance(parameter.default, str):
+            raise
+        value = text
+    return jnp.dtype(value) if "dtype" in parameter.name and value is not None else value
