@@ -121,6 +121,9 @@ class OptimizerConfig:
         "75%",
     )  # step: durations at which the rate is multiplied by gamma
     gamma: float = 0.1
+    average: str = (
+        ""  # of the values, used in evaluation: ema:DECAY | swa:START, a duration; "": none
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,6 +138,8 @@ class TrainConfig:
     ] = ()  # auto: inverse to the classes' training examples | one number for each class | none or ()
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), the shares of two mixed examples; 0: off
     cutmix: float = 0.0  # likewise, of pasted boxes; with mixup too each batch draws one; 0: off
+    accumulate: int = 1  # parts of a batch whose gradients are summed, to fit in memory
+    patience: int = 0  # validations in a row without a new best that end the run; 0: it goes on
     log_every: int = 50  # steps
 
 
@@ -233,6 +238,8 @@ RANGES = {
     "train.label_smoothing": (0.0, 0.999),
     "train.mixup": (0.0, 100.0),
     "train.cutmix": (0.0, 100.0),
+    "train.accumulate": (1, 2**16),
+    "train.patience": (0, 2**31),
     "train.log_every": (1, 2**31),
     "eval.batch_size": (0, 2**24),
     "checkpoint.keep_last": (1, 10_000),

@@ -67,6 +67,11 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases)])
+    if config.train.accumulate > 1 and any(phase.plan.statistics for phase in tuning.phases):
+        lines.append(
+            f"train.accumulate={config.train.accumulate}: BatchNorm uses the statistics of each part of a batch, "
+            "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
+        )
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
@@ -212,6 +217,7 @@ def _train(
             dtype=setup.dtype,
             loss_options=tuning.loss_options,
             mixing=tuning.mixing,
+            parts=config.train.accumulate,
             seed=config.seed,
         )
         for phase in phases

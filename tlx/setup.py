@@ -131,7 +131,7 @@ def prepare(
       InputError: anything the user can put right.
     """
     mesh = make_mesh()
-    check_batch_size("train.batch_size", config.train.batch_size, mesh)
+    check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
     check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
     own_name, own_weights = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
@@ -233,7 +233,12 @@ def prepare_tuning(setup: Setup) -> Tuning:
         save_every=every(config.checkpoint.every),
         log_every=config.train.log_every,
         metric=selecting_metric(config),
+        patience=config.train.patience,
     )
+    if config.train.patience and setup.splits.val is None:
+        raise InputError(
+            "train.patience counts validations, and there is no validation split: set data.val_fraction"
+        )
     return Tuning(phases, schedule, loss_options, mixing, steps_per_epoch, cadence)
 
 

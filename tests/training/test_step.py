@@ -33,6 +33,7 @@ class Fixture:
         self.phase = self.tuning.phases[0]
         self.sharding = sharding = replicated(self.setup.mesh)
         self.values = self.setup.weights.place(0, sharding)
+        self.before_values = {path: np.array(value) for path, value in self.values.items()}
         self.steps = [
             make_train_step(
                 self.setup.model,
@@ -44,6 +45,7 @@ class Fixture:
                 dtype=self.setup.dtype,
                 loss_options=self.tuning.loss_options,
                 mixing=self.tuning.mixing,
+                parts=self.config.train.accumulate,
                 seed=0,
             )
             for phase in self.tuning.phases
@@ -130,6 +132,34 @@ def test_each_step_compiles_once_and_the_loss_falls():
     losses = [metrics["loss"] for metrics in it.train(15)]
     assert it.step._cache_size() == 1
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"data__augment": "pad_crop:1,flip", "train__mixup": 0.3, "optimizer__clip_norm": 1.0},
+        {"train__class_weights": ",".join(str(1 + i % 3) for i in range(10))},
+    ],
+)
+def test_a_batch_in_parts_gives_the_gradient_of_the_whole(fields):
+    fields |= {"train__batch_size": 24, "tune__batchnorm": "frozen", "optimizer__lr": 1.0}
+    fields |= {"optimizer__schedule": "constant", "optimizer__options": "momentum=0.0"}
+    whole, parts = Fixture(**fields), Fixture(**fields, train__accumulate=3)
+    (one,), (two,) = whole.train(1), parts.train(1)
+    for name, value in one.items():
+        np.testing.assert_allclose(two[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
+    for path, value in whole.state.trainable.items():
+        step = np.abs(np.asarray(value) - whole.before_values[path]).max()
+        error = np.abs(np.asarray(parts.state.trainable[path]) - np.asarray(value)).max()
+        assert error <= 2e-6 * max(step, np.abs(value).max()), path
+
+
+def test_a_batch_in_parts_moves_batch_statistics_with_each_of_them():
+    whole, parts = Fixture(), Fixture(train__accumulate=2)
+    whole.train(1), parts.train(1)
+    assert parts.changed() == whole.changed()
+    moved = "stem.bn.mean"
+    assert not np.allclose(whole.state.statistics[moved], parts.state.statistics[moved], rtol=1e-3)
 
 
 def test_randomness_follows_seed_and_step_alone():

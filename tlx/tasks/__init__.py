@@ -80,7 +80,11 @@ class Task(Protocol):
         ...
 
     def loss(self, logits: jax.Array, batch: Batch, options: LossOptions) -> jax.Array:
-        """Returns the scalar that training minimises."""
+        """Returns the scalar that training minimises: a mean."""
+        ...
+
+    def total_weight(self, batch: Batch, options: LossOptions) -> jax.Array:
+        """Returns what the sum in that mean was divided by."""
         ...
 
     def batch_metrics(self, logits: jax.Array, batch: Batch) -> dict[str, jax.Array]:

@@ -53,11 +53,17 @@ def loss(logits: jax.Array, batch: Any, options: LossOptions = PLAIN) -> jax.Arr
     """
     targets = losses.distributions(batch["targets"], logits.shape[1])
     per_example = losses.LOSSES[options.name](logits.astype(jnp.float32), targets, options)
+    total = total_weight(batch, options)
+    return jnp.sum(per_example * batch["weight"]) / jnp.where(total > 0, total, 1.0)
+
+
+def total_weight(batch: Any, options: LossOptions) -> jax.Array:
+    """Returns the sum of the examples' weights, each times that of its class."""
     share = batch["weight"]
     if options.class_weights:
+        targets = losses.distributions(batch["targets"], len(options.class_weights))
         share = share * jnp.sum(targets * jnp.asarray(options.class_weights), axis=1)
-    total = share.sum()
-    return jnp.sum(per_example * batch["weight"]) / jnp.where(total > 0, total, 1.0)
+    return share.sum()
 
 
 def batch_metrics(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:

@@ -70,7 +70,13 @@ def loss(logits: jax.Array, batch: Any, options: LossOptions = PLAIN) -> jax.Arr
     weights = jnp.asarray(options.class_weights) if options.class_weights else None
     each = _cross_entropy(logits, _smoothed(batch["targets"], options.label_smoothing), weights)
     per_example = each.mean(axis=1)
-    return jnp.sum(per_example * batch["weight"]) / jnp.maximum(batch["weight"].sum(), 1.0)
+    return jnp.sum(per_example * batch["weight"]) / jnp.maximum(total_weight(batch, options), 1.0)
+
+
+def total_weight(batch: Any, options: LossOptions) -> jax.Array:
+    """Returns the number of examples of weight 1."""
+    del options
+    return batch["weight"].sum()
 
 
 def batch_metrics(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:

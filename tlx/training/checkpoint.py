@@ -47,6 +47,7 @@ class Position:
     step: int = 0  # training steps done
     best_step: int = -1  # -1: nothing was selected yet
     best_value: float = -math.inf  # of the validation metric; higher is better
+    stale: int = 0  # validations since then
     phase: int = 0  # of the method: which leaves the checkpoint holds follows from it
     fingerprint: str = ""  # of the data, its order and its splits
     base: str = ""  # hash of the frozen values
@@ -234,7 +235,7 @@ class Checkpoints:
 
     def _meta(self, step: int) -> dict[str, Any]:
         found = self._manager.restore(step, args=_composite(meta=ocp.args.JsonRestore()))
-        return {"phase": 0} | found["meta"]
+        return {"phase": 0, "stale": 0} | found["meta"]
 
     def _read(
         self, step: int, meta: dict[str, Any], items: dict[str, Values]

@@ -44,6 +44,7 @@ class Cadence:
     save_every: int
     log_every: int
     metric: str  # the validation metric that selects the best checkpoint
+    patience: int = 0  # validations without a new best after which training ends; 0: it does not
 
 
 class StopRequest:
@@ -125,7 +126,7 @@ class Loop:
         self._window: list[dict[str, jax.Array]] = []
 
     def run(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
-        """Trains from `position.step` to the end.
+        """Trains from `position.step` to the end, or until patience is at an end.
 
         Raises:
           Interrupted: SIGINT or SIGTERM came; the state is saved.
@@ -134,6 +135,8 @@ class Loop:
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
         with stop_on_signals() as stop:
             for step in range(position.step, total):
+                if self._is_out_of_patience(position):
+                    break
                 compiles = step == position.step
                 while self._begins_next(step, position.phase):
                     state, position = self._next_phase(state, position, step)
@@ -160,9 +163,10 @@ class Loop:
                 position = dataclasses.replace(position, step=done, seconds=seconds)
                 if validate:
                     position = self._validate(state, position)
-                if save or stop.requested or position.best_step == done:
+                ends = self._is_out_of_patience(position)
+                if save or ends or stop.requested or position.best_step == done:
                     self._save(state, position)
-                if stop.requested and done < total:
+                if stop.requested and done < total and not ends:
                     self.checkpoints.wait()
                     raise Interrupted(done, total)
                 self.watch.start()
@@ -185,6 +189,9 @@ class Loop:
     def _due(self, done: int, every: int) -> bool:
         return done == self.cadence.total_steps or (every > 0 and done % every == 0)
 
+    def _is_out_of_patience(self, position: Position) -> bool:
+        return 0 < self.cadence.patience <= position.stale
+
     def _begins_next(self, step: int, phase: int) -> bool:
         return phase + 1 < len(self.phases) and self.phases[phase + 1].start <= step
 
@@ -197,7 +204,7 @@ class Loop:
         state, self.frozen = advance(state, self.frozen, self.phases[index], step, whole)
         (line,) = describe(self.phases[index - 1 : index + 1])
         self.screen.message(line)
-        return state, dataclasses.replace(position, phase=index)
+        return state, dataclasses.replace(position, phase=index, stale=0)
 
     def _count(self, metrics: dict[str, jax.Array], *, compiled: bool) -> None:
         self._window.append(metrics)
@@ -230,6 +237,12 @@ class Loop:
         self.screen.message(
             f"step {position.step}: val {found.headline()}" + ("  (best so far)" if better else "")
         )
-        if not better:
-            return position
-        return dataclasses.replace(position, best_step=position.step, best_value=value)
+        if better:
+            return dataclasses.replace(position, best_step=position.step, best_value=value, stale=0)
+        position = dataclasses.replace(position, stale=position.stale + 1)
+        if self._is_out_of_patience(position):
+            self.screen.message(
+                f"step {position.step}: no new best in {position.stale} validations, training ends "
+                "(train.patience)"
+            )
+        return position

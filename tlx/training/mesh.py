@@ -26,12 +26,14 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
-def check_batch_size(name: str, batch_size: int, mesh: Mesh) -> None:
-    """Raises InputError where the global batch does not divide by the devices."""
-    if batch_size % mesh.size:
+def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
+    """Raises InputError where the global batch does not divide by the devices, or each of its parts does not."""
+    shares = mesh.size * parts
+    if batch_size % shares:
+        each = f"in {parts} parts (train.accumulate) " if parts > 1 else ""
         raise InputError(
-            f"{name} is {batch_size}, which {mesh.size} devices cannot share evenly; "
-            f"use a multiple of {mesh.size}, as {max(batch_size // mesh.size, 1) * mesh.size}"
+            f"{name} is {batch_size}, which {mesh.size} devices cannot share evenly {each}".rstrip()
+            + f"; use a multiple of {shares}, as {max(batch_size // shares, 1) * shares}"
         )
 
 

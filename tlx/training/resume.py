@@ -17,6 +17,7 @@ from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
 from tlx.training.state import TrainState, create_state
+from tlx.tuning.average import parse_average
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase
 from tlx.tuning.plan import TuningPlan
@@ -85,7 +86,8 @@ def restore_values(
 
     def state_of(phase: int) -> TrainState:
         plan = plans[phase]
-        transform = make_optimizer(plan, optimizer, optax.constant_schedule(0.0))
+        average = parse_average(optimizer.average, lambda text: 0)
+        transform = make_optimizer(plan, optimizer, optax.constant_schedule(0.0), average)
         return _state_shapes(found, plan, transform, sharding)
 
     with Checkpoints(workdir, read_only=True) as checkpoints:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import nnx
 from jax.sharding import Mesh
@@ -66,32 +67,65 @@ def make_train_step(
     loss_options: LossOptions,
     seed: int,
     mixing: Mixing = NO_MIXING,
+    parts: int = 1,
 ) -> TrainStep:
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
 
     Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
     `fold_in(seed, step)`. Metrics: loss, the task's own of the (mixed) batch, gradient norm of the trainable leaves.
+
+    With `parts` above 1 the gradient is summed over as many parts of the batch, one after the other: the same as that of
+    the whole batch but for rounding, where no batch statistics are used and nothing is dropped at random.
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
+
+    def split(rows: jax.Array) -> jax.Array:
+        # Every part takes rows from all over the batch, and so from every device.
+        return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
     def train_step(state: TrainState, frozen: Values, batch: Any, step: jax.Array) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         images = normalize(augmentation(key, batch["inputs"]), preprocess)
         images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
 
-        def loss_fn(trainable: Values) -> Any:
-            network = with_values(forward, {**frozen, **state.statistics, **trainable})
-            logits, further = network.training_outputs(images, jax.random.fold_in(key, DROPPING))
+        def loss_fn(
+            trainable: Values, statistics: Values, images: Any, batch: Any, key: jax.Array
+        ) -> Any:
+            network = with_values(forward, {**frozen, **statistics, **trainable})
+            logits, further = network.training_outputs(images, key)
             loss = task.loss(logits, batch, loss_options)
             for auxiliary, weight in further:
                 loss += weight * task.loss(auxiliary, batch, loss_options)
             moved = values(network)
-            return loss, (logits, {path: moved[path] for path in state.statistics})
+            return loss, (logits, {path: moved[path] for path in statistics})
 
-        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.trainable
-        )
+        differentiate = jax.value_and_grad(loss_fn, has_aux=True)
+        dropping = jax.random.fold_in(key, DROPPING)
+        if parts == 1:
+            (loss, (logits, statistics)), gradients = differentiate(
+                state.trainable, state.statistics, images, batch, dropping
+            )
+        else:
+            total = task.total_weight(batch, loss_options)
+
+            def accumulate(carry: Any, part: Any) -> Any:
+                loss, statistics, gradients = carry
+                number, images, batch = part
+                (own, (logits, statistics)), new = differentiate(
+                    state.trainable, statistics, images, batch, jax.random.fold_in(dropping, number)
+                )
+                share = task.total_weight(batch, loss_options) / total
+                gradients = jax.tree.map(lambda old, own: old + share * own, gradients, new)
+                return (loss + share * own, statistics, gradients), logits
+
+            zeros = jax.tree.map(jnp.zeros_like, state.trainable)
+            (loss, statistics, gradients), logits = jax.lax.scan(
+                accumulate,
+                (jnp.zeros(()), state.statistics, zeros),
+                (jnp.arange(parts), *jax.tree.map(split, (images, batch))),
+            )
+            logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {

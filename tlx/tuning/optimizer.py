@@ -17,31 +17,43 @@ from tlx.config import OptimizerConfig, nearest
 from tlx.errors import InputError
 from tlx.models.leaves import Leaf, Values
 from tlx.tuning import optax_optimizers
+from tlx.tuning.average import Average, AverageState, averaged
 from tlx.tuning.plan import Group, TuningPlan
 from tlx.tuning.schedule import Schedule
 
 
 def make_optimizer(
-    plan: TuningPlan, config: OptimizerConfig, schedule: Schedule
+    plan: TuningPlan, config: OptimizerConfig, schedule: Schedule, average: Average | None = None
 ) -> optax.GradientTransformation:
     """Returns the transformation of a flat dict of trainable leaves.
 
     The global norm that `clip_norm` bounds is that of all trainable gradients together. Weight decay skips
     vectors (biases and normalisation) unless `decay_on` is "all".
 
+    Args:
+      plan: whose groups and labels are used.
+      config: of the optimizer.
+      schedule: of the learning rate.
+      average: of the values, that evaluation uses; None: they are used as they are.
+
     Raises:
-      InputError: unknown optimizer or keyword argument.
+      InputError: unknown optimizer or keyword argument, or a second average.
     """
     transforms = {
         name: _group_transform(name, group, config, schedule) for name, group in plan.groups.items()
     }
     labels = {path: plan.labels[path] for path in plan.trainable}
-    partition = optax.partition(transforms, labels)
-    return (
-        optax.chain(optax.clip_by_global_norm(config.clip_norm), partition)
-        if config.clip_norm
-        else partition
-    )
+    parts = [optax.partition(transforms, labels)]
+    if config.clip_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
+    if average is not None:
+        names = [group.optimizer or config.name for group in plan.groups.values()]
+        if any(name.startswith("schedule_free") for name in names):
+            raise InputError(
+                f"optimizer.average={config.average}: schedule-free optimizers are evaluated at averages of their own"
+            )
+        parts.append(averaged(average))
+    return optax.chain(*parts) if len(parts) > 1 else parts[0]
 
 
 def parse_options(text: str, function: Callable[..., Any], where: str) -> dict[str, Any]:
@@ -94,10 +106,11 @@ def group_state_bytes(
 
 
 def evaluation_values(optimizer_state: Any, values: Values) -> Values:
-    """Returns the values that evaluation and inference use: as they are, except for schedule-free optimizers.
+    """Returns the values that evaluation and inference use: as they are, where nothing is averaged.
 
-    Those train at y, between their base optimizer's z and the average x of the z; x is evaluated
-    (Defazio et al. 2024, "The Road Less Scheduled"). Running statistics are those at y.
+    Schedule-free optimizers train at y, between their base optimizer's z and the average x of the z; x is evaluated
+    (Defazio et al. 2024, "The Road Less Scheduled"). With `optimizer.average` that average is. Running statistics
+    are those of training.
 
     Args:
       optimizer_state: of `make_optimizer`; groups may have different optimizers.
@@ -105,6 +118,9 @@ def evaluation_values(optimizer_state: Any, values: Values) -> Values:
     """
     found = dict(values)
     for state in _averages(optimizer_state):
+        if isinstance(state, AverageState):
+            found |= state.average
+            continue
         own = {p: z for p, z in state.z.items() if not isinstance(z, optax.MaskedNode)}
         y = {path: values[path] for path in own}
         found |= optax.contrib.schedule_free_eval_params(state._replace(z=own), y)
@@ -118,7 +134,7 @@ def has_averages(optimizer_state: Any) -> bool:
 
 def _averages(optimizer_state: Any) -> list[Any]:
     def is_average(node: Any) -> bool:
-        return isinstance(node, optax.contrib.ScheduleFreeState)
+        return isinstance(node, (optax.contrib.ScheduleFreeState, AverageState))
 
     return [x for x in jax.tree.leaves(optimizer_state, is_leaf=is_average) if is_average(x)]
 

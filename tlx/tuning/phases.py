@@ -10,6 +10,7 @@ import optax
 
 from tlx.config import Config, duration
 from tlx.errors import InputError
+from tlx.tuning.average import parse_average
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.schedule import Schedule
@@ -47,9 +48,18 @@ def make_phases(
                 f"tune.{field}={text} is {each} steps of a run of {total_steps}: expected at least 1, and "
                 "fewer than the run has"
             )
+    average = parse_average(
+        config.optimizer.average,
+        lambda text: duration(text, steps_per_epoch=steps_per_epoch, total_steps=total_steps),
+    )
+    if config.optimizer.average.startswith("swa") and any(plan.statistics for plan in plans):
+        raise InputError(
+            "optimizer.average=swa: the BatchNorm statistics of averaged values are not estimated again; keep those "
+            "of the weights with tune.batchnorm=frozen, or use ema"
+        )
     starts = [index * each for index in range(len(plans))]
     return tuple(
-        Phase(start, plan, make_optimizer(plan, config.optimizer, schedule))
+        Phase(start, plan, make_optimizer(plan, config.optimizer, schedule, average))
         for start, plan in zip(starts, plans, strict=True)
         if start < total_steps
     )
