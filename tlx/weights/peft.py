@@ -6,7 +6,6 @@ adapters here are one there: side by side in a matrix of their common rank, or o
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from flax import nnx
 
 from tlx import models
 from tlx.config import check_choice
-from tlx.errors import InputError, InputFileNotFoundError
+from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.adapters import IA3, Bottleneck, DoRA, LoRA, adapted_layers
 from tlx.models.base import Model
@@ -26,17 +25,18 @@ from tlx.models.layers import Layer
 from tlx.models.leaves import is_within, values, with_values
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.weights.keymap import Key, KeyTable
+from tlx.weights.peft_config import (
+    PREFIX,
+    alternatives,
+    exactly,
+    is_named,
+    pattern_value,
+    plain_name,
+    read_config,
+)
 
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
-_PREFIX = "base_model.model."
 _PARTS = r"lora_A\.weight|lora_B\.weight|lora_magnitude_vector|ia3_l"
-
-# What a config may ask for that is not done here, and the value under which it asks for nothing.
-_UNSUPPORTED = {
-    "bias": "none", "fan_in_fan_out": False, "lora_bias": False, "layer_replication": None,
-    "alora_invocation_tokens": None, "trainable_token_indices": None, "target_parameters": None,
-    "use_bdlora": None, "arrow_config": None, "monteclora_config": None, "velora_config": None,
-}  # fmt: skip
 
 
 class _Place(NamedTuple):
@@ -81,25 +81,25 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
                 inputs.append(source)
         else:
             stored, ranks[source], alphas[source] = _lora_to_source(place, every)
-        arrays |= {f"{_PREFIX}{source}.{name}": array for name, array in stored.items()}
+        arrays |= {f"{PREFIX}{source}.{name}": array for name, array in stored.items()}
     lost = set(layers) - {path for place in places.values() for path in place.paths}
     if lost:
         raise InputError(f"{', '.join(sorted(lost))}: no module of the {chosen} network")
     head = {p: np.asarray(v) for p, v in values(model).items() if is_within(p, model.classifiers)}
     head = tables[chosen].to_source(head, {})
-    arrays |= {f"{_PREFIX}{name}": np.asarray(array) for name, array in head.items()}
+    arrays |= {f"{PREFIX}{name}": np.asarray(array) for name, array in head.items()}
     targets = [source for source in places if any(path in layers for path in places[source].paths)]
     config: dict[str, Any] = {
         "base_model_name_or_path": model.meta.base or None,
         "inference_mode": True,
         "modules_to_save": sorted({name.rpartition(".")[0] for name in head}) or None,
-        "target_modules": _alternatives(targets),
+        "target_modules": alternatives(targets),
         "task_type": None,
     }
     if kinds == {IA3}:
         config |= {
             "peft_type": "IA3",
-            "feedforward_modules": _alternatives(inputs) if inputs else [],
+            "feedforward_modules": alternatives(inputs) if inputs else [],
         }
     else:
         rank, alpha = min(ranks.values()), min(alphas.values())
@@ -107,8 +107,8 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
             "peft_type": "LORA",
             "r": rank,
             "lora_alpha": alpha,
-            "rank_pattern": {_exactly(name): r for name, r in ranks.items() if r != rank},
-            "alpha_pattern": {_exactly(name): a for name, a in alphas.items() if a != alpha},
+            "rank_pattern": {exactly(name): r for name, r in ranks.items() if r != rank},
+            "alpha_pattern": {exactly(name): a for name, a in alphas.items() if a != alpha},
             "use_dora": kinds == {DoRA},
             "bias": "none",
             "lora_dropout": 0.0,
@@ -132,8 +132,8 @@ def load_adapters(model: Model, folder: str | Path) -> Model:
       InputError: another kind of adapter, modules that the network does not have, or shapes that differ.
     """
     folder = Path(folder)
-    config = _read_config(folder / CONFIG)
-    arrays = {_plain_name(name): array for name, array in read_weights(folder / WEIGHTS).items()}
+    config = read_config(folder / CONFIG)
+    arrays = {plain_name(name): array for name, array in read_weights(folder / WEIGHTS).items()}
     parts: dict[str, dict[str, np.ndarray]] = {}
     rest: dict[str, np.ndarray] = {}
     for name, array in arrays.items():
@@ -255,7 +255,7 @@ def _lora(
         raise InputError(f"{source} has {', '.join(found)}, expected {', '.join(sorted(wanted))}")
     a, b = found["lora_A.weight"], found["lora_B.weight"]
     rank = len(a)
-    alpha = float(_pattern_value(config.get("alpha_pattern"), source, config.get("lora_alpha", 8)))
+    alpha = float(pattern_value(config.get("alpha_pattern"), source, config.get("lora_alpha", 8)))
     if config.get("use_rslora"):
         alpha *= rank**0.5  # its scale is alpha / sqrt(rank)
     layers = [_layer_at(model, path) for path in place.paths]
@@ -291,7 +291,7 @@ def _ia3(
     if set(found) != {"ia3_l"}:
         raise InputError(f"{source} has {', '.join(found)}, expected ia3_l")
     factor = found["ia3_l"].reshape(-1)
-    inputs = _is_named(source, config.get("feedforward_modules") or [])
+    inputs = is_named(source, config.get("feedforward_modules") or [])
     made, start = [], 0
     for path in place.paths:
         shape = _layer_at(model, path).kernel.get_value().shape
@@ -345,47 +345,3 @@ def _layer_at(model: Model, path: str) -> Layer:
     for part in path.split("."):
         module = module[int(part)] if part.isdecimal() else getattr(module, part)
     return module
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        raise InputFileNotFoundError(f"no adapter config {path}")
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}") from error
-    if not isinstance(config, dict) or config.get("peft_type") not in ("LORA", "IA3"):
-        kind = config.get("peft_type") if isinstance(config, dict) else config
-        raise InputError(f"{path}: peft_type is {kind!r}, expected LORA (DoRA too) or IA3")
-    for field, nothing in _UNSUPPORTED.items():
-        if config.get(field, nothing) not in (nothing, None, False):
-            raise InputError(f"{path}: {field}={config[field]!r} is not supported")
-    return config
-
-
-def _plain_name(name: str) -> str:
-    """Returns the name without what peft, of one version or another, puts around it."""
-    name = name.removeprefix(_PREFIX)
-    return re.sub(r"\.(?:modules_to_save\.)?default(?=\.|$)", "", name)
-
-
-def _alternatives(names: Iterable[str]) -> str:
-    """Returns a regex of exactly these: a list would match their ends in other names too."""
-    return "|".join(map(re.escape, names))
-
-
-def _exactly(name: str) -> str:
-    return "^" + re.escape(name)
-
-
-def _pattern_value(patterns: Any, name: str, default: Any) -> Any:
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", name):
-            return value
-    return default
-
-
-def _is_named(name: str, names: Any) -> bool:
-    if isinstance(names, str):
-        return re.fullmatch(names, name) is not None
-    return any(name == each or name.endswith(f".{each}") for each in names)
