@@ -1,4 +1,4 @@
-"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|export] [--config.FIELD=VALUE ...]
+"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|export|lr_find] [--config.FIELD=VALUE ...]
 
 Exit codes: 0 done; 2 the input is wrong (one line says what); 75 interrupted, the same command goes on; 1 a bug.
 """
@@ -21,7 +21,7 @@ from tlx.workdir import Workdir, default_path
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
-MODES = ("train", "evaluate", "export")
+MODES = ("train", "evaluate", "export", "lr_find")
 
 HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".join(MODES)}] [--config.FIELD=VALUE ...]
 
@@ -31,7 +31,8 @@ HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".
                         without --config, the run that is there
   --mode=MODE           train (the default; the same command again resumes); evaluate: the
                         checkpoint in the workdir, or the pretrained network as it is; export: the
-                        trained network as one file under its source's names, to WORKDIR/export
+                        trained network as one file under its source's names, to WORKDIR/export;
+                        lr_find: the learning-rate range test, to WORKDIR/lr_find.png
   --fields              lists the config's fields and their defaults
 """
 
@@ -112,10 +113,11 @@ def _main(arguments: Sequence[str]) -> int:
             f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}"
         )
     config, workdir = _config_and_workdir(flags, overrides)
-    workdir.check(config)
+    if mode != "lr_find":  # which is done for several configs, before there is a run
+        workdir.check(config)
 
     # Only now the heavy imports: whatever is wrong above is said at once.
-    from tlx import run
+    from tlx import lr_find, run
     from tlx.training.loop import Interrupted
 
     command = "python -m tlx.main " + shlex.join(arguments)
@@ -124,6 +126,8 @@ def _main(arguments: Sequence[str]) -> int:
             run.finetune(config, workdir.path, command=command)
         elif mode == "export":
             run.export(workdir.path)
+        elif mode == "lr_find":
+            lr_find.lr_find(config, workdir.path)
         else:
             run.evaluate(config, workdir.path, command=command)
     except Interrupted as stop:

@@ -21,7 +21,7 @@ from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
-from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning
+from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning, train_step
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
@@ -29,7 +29,6 @@ from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import inference_values
-from tlx.training.step import make_train_step
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
@@ -206,22 +205,7 @@ def _train(
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
-    train_steps = [
-        make_train_step(
-            setup.model,
-            setup.task,
-            phase.plan,
-            phase.optimizer,
-            setup.augmentation,
-            setup.mesh,
-            dtype=setup.dtype,
-            loss_options=tuning.loss_options,
-            mixing=tuning.mixing,
-            parts=config.train.accumulate,
-            seed=config.seed,
-        )
-        for phase in phases
-    ]
+    train_steps = [train_step(setup, tuning, phase) for phase in phases]
     batches = pipeline.training_batches(
         splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
     )

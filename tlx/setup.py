@@ -26,7 +26,7 @@ from tlx.models.leaves import Leaf, Values
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
-from tlx.training.step import EvalStep, make_eval_step
+from tlx.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
@@ -240,6 +240,24 @@ def prepare_tuning(setup: Setup) -> Tuning:
             "train.patience counts validations, and there is no validation split: set data.val_fraction"
         )
     return Tuning(phases, schedule, loss_options, mixing, steps_per_epoch, cadence)
+
+
+def train_step(setup: Setup, tuning: Tuning, phase: Phase) -> TrainStep:
+    """Returns the jitted training step of one phase."""
+    config = setup.config
+    return make_train_step(
+        setup.model,
+        setup.task,
+        phase.plan,
+        phase.optimizer,
+        setup.augmentation,
+        setup.mesh,
+        dtype=setup.dtype,
+        loss_options=tuning.loss_options,
+        mixing=tuning.mixing,
+        parts=config.train.accumulate,
+        seed=config.seed,
+    )
 
 
 def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:

@@ -8,7 +8,6 @@ from tlx.data import pipeline
 from tlx.models.leaves import leaves
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import all_values, create_state
-from tlx.training.step import make_train_step
 from tlx.tuning.plan import digests
 
 SMALL = {
@@ -35,20 +34,7 @@ class Fixture:
         self.values = self.setup.weights.place(0, sharding)
         self.before_values = {path: np.array(value) for path, value in self.values.items()}
         self.steps = [
-            make_train_step(
-                self.setup.model,
-                self.setup.task,
-                phase.plan,
-                phase.optimizer,
-                self.setup.augmentation,
-                self.setup.mesh,
-                dtype=self.setup.dtype,
-                loss_options=self.tuning.loss_options,
-                mixing=self.tuning.mixing,
-                parts=self.config.train.accumulate,
-                seed=0,
-            )
-            for phase in self.tuning.phases
+            setup_lib.train_step(self.setup, self.tuning, phase) for phase in self.tuning.phases
         ]
         self.step = self.steps[0]
         self.state, self.frozen = create_state(

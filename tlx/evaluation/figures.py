@@ -66,6 +66,30 @@ def curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: P
         figure.savefig(path, dpi=130)
 
 
+def range_test(
+    rates: Sequence[float],
+    losses: Sequence[float],
+    smoothed: Sequence[float] | np.ndarray,
+    suggestion: float,
+    path: Path,
+) -> None:
+    """Draws the losses of a learning-rate range test, and the rate that follows from them (nan: none)."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6.4, 3.8), layout="constrained")
+        axes = figure.add_subplot()
+        axes.plot(rates, losses, color=TRAIN, alpha=0.35, linewidth=1.0, label="loss")
+        axes.plot(rates, smoothed, color=TRAIN, linewidth=1.8, label="smoothed")
+        if np.isfinite(suggestion):
+            axes.axvline(suggestion, color=VALIDATION, linewidth=1.2, label=f"{suggestion:.2g}")
+        axes.set_xscale("log")
+        highest = max(losses[0], float(np.max(smoothed[: len(smoothed) // 2 + 1])))
+        axes.set_ylim(min(0.0, min(losses)), 1.2 * highest)
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("training loss")
+        axes.legend(frameon=False)
+        figure.savefig(path, dpi=130)
+
+
 def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str) -> None:
     best = min if metric == "loss" else max
     for split, label, color in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
