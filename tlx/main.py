@@ -125,7 +125,7 @@ def _main(arguments: Sequence[str]) -> int:
         if mode == "train":
             run.finetune(config, workdir.path, command=command)
         elif mode == "export":
-            run.export(workdir.path)
+            run.export(workdir.path, checkpoint=config.eval.checkpoint)
         elif mode == "lr_find":
             lr_find.lr_find(config, workdir.path)
         else:

@@ -65,7 +65,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     setup, lines = prepare(config, stored=stored, stored_origin=origin)
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
-    table = "\n".join([table, *describe(tuning.phases)])
+    table = "\n".join([table, *describe(tuning.phases, setup.plans)])
     if config.train.accumulate > 1 and any(phase.plan.statistics for phase in tuning.phases):
         lines.append(
             f"train.accumulate={config.train.accumulate}: BatchNorm uses the statistics of each part of a batch, "
@@ -133,11 +133,14 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     return summary
 
 
-def load(workdir: str | Path) -> Model:
+def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
     """Returns the trained model of a workdir, in inference mode, with its meta, ready for new inputs.
 
-    The best checkpoint where there was validation, else the last. The workdir alone is enough: the weights
-    it was trained from are not read.
+    The workdir alone is enough: the weights it was trained from are not read.
+
+    Args:
+      workdir: of the run.
+      checkpoint: best, last, or auto: the best where there was validation, else the last; "": as the run's config says.
 
     Raises:
       InputError, InputFileNotFoundError: the folder holds no run, or its checkpoints are damaged.
@@ -155,13 +158,13 @@ def load(workdir: str | Path) -> Model:
         leaves(model),
         plans,
         config.optimizer,
-        config.eval.checkpoint,
+        checkpoint or config.eval.checkpoint,
         replicated(make_mesh()),
     )
     return with_values(model, values)
 
 
-def export(workdir: str | Path) -> list[Path]:
+def export(workdir: str | Path, *, checkpoint: str = "") -> list[Path]:
     """Writes the trained model of a workdir for other programs; returns the files and folders.
 
     `export/ARCHITECTURE.safetensors` is the whole network under its source's names, adapters merged into it;
@@ -170,14 +173,19 @@ def export(workdir: str | Path) -> list[Path]:
     Raises:
       InputError, InputFileNotFoundError: as `load`; or the model has bottleneck adapters.
     """
-    model, folder = load(workdir), Path(workdir) / "export"
+    model, folder = load(workdir, checkpoint=checkpoint), Path(workdir) / "export"
     folder.mkdir(exist_ok=True)
     written = [folder / f"{model.meta.architecture}.safetensors"]
     pretrained.save_weights(model, written[0])
+    print(f"written: {written[0]}", flush=True)
     if any(adapted_layers(model)):
-        written.append(folder / "adapter")
-        save_adapters(model, written[1])
-    print(*(f"written: {path}" for path in written), sep="\n", flush=True)
+        try:
+            save_adapters(model, folder / "adapter")
+        except InputError as error:  # the network is written, with the adapters in it
+            print(f"the adapters are not written alone: {error}", flush=True)
+        else:
+            written.append(folder / "adapter")
+            print(f"written: {written[1]}", flush=True)
     return written
 
 

@@ -22,12 +22,13 @@ from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models import default_meta
 from tlx.models.base import Model
-from tlx.models.leaves import Leaf, Values
+from tlx.models.leaves import Leaf, Values, is_within, leaves
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from tlx.tuning.adapters import with_adapters
+from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.schedule import Schedule, make_schedule
@@ -160,6 +161,8 @@ def prepare(
         )
         weights = with_adapters(weights, config.tune)
     else:
+        if training:
+            _check_tuning(own_name, len(names), config)  # before anything is fetched
         file = None if own_weights == "none" else open_weights(own_name, own_weights)
         own = file.meta if file else default_meta(own_name)
         classes = resolve_subset(config.data.class_subset, names, own)
@@ -204,6 +207,13 @@ def prepare_tuning(setup: Setup) -> Tuning:
     """
     config = setup.config
     assert setup.splits.train is not None  # `prepare` was told that this is training
+    fresh = setup.weights.loaded.fresh if setup.weights.loaded else ()
+    fresh_head = {path for path in fresh if is_within(path, setup.model.classifiers)}
+    if fresh_head & set(setup.plans[-1].frozen):
+        raise InputError(
+            "the head is new, and would stay as it is drawn: train it too (tune.train_stages=...,head, or a rule "
+            "for head), or keep the file's (model.head=keep)"
+        )
     labels, names = setup.splits.train.labels, setup.splits.class_names
     loss_options = setup.task.loss_options(config.train, labels, names)
     mixing = Mixing(config.train.mixup, config.train.cutmix, len(names))
@@ -265,6 +275,14 @@ def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     pairs = [f"{name} {w:.3g}" for name, w in zip(names, options.class_weights, strict=False)]
     more = f" ... ({len(pairs)} classes)" if len(pairs) > 10 else ""
     return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
+
+
+def _check_tuning(name: str, num_classes: int, config: Config) -> None:
+    """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
+    plain = pretrained.source(name, num_classes=num_classes)
+    model = with_adapters(plain, config.tune).model
+    plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
+    make_optimizer(plans[-1], config.optimizer, lambda step: 0.0)
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:

@@ -71,7 +71,9 @@ def test_loss_is_the_mean_over_classes_and_real_examples():
 def test_options_come_from_the_config_and_the_training_split():
     labels = np.array([[1, 0, 0], [1, 1, 0], [1, 0, 0], [0, 0, 0]], np.float32)
     found = multilabel.loss_options(TrainConfig(class_weights=("auto",)), labels, "abc")
-    assert found.class_weights == pytest.approx((1 / 3, 3.0, 3.0))
+    assert found.class_weights == pytest.approx((1 / 3, 3.0, 4.0))
+    always = multilabel.loss_options(TrainConfig(class_weights=("auto",)), labels[:3, :1], "a")
+    assert always.class_weights == pytest.approx((1 / 3,))
     found = multilabel.loss_options(TrainConfig(class_weights=("1", "2", "3")), labels, "abc")
     assert found.class_weights == (1.0, 2.0, 3.0)
     with pytest.raises(InputError, match="has 2 values"):

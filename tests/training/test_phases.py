@@ -111,6 +111,21 @@ def named(tree):
         yield jax.tree_util.keystr(path), np.asarray(leaf)
 
 
+@pytest.mark.parametrize("optimizer", ["schedule_free_sgd", "muon"])
+def test_other_optimizers_go_through_the_phases(tmp_path, config, optimizer, capsys):
+    fields = config | GRADUAL | {"optimizer.name": optimizer, "optimizer.schedule": "constant"}
+    fields |= {"tune.unfreeze_every": "4", "optimizer.weight_decay": 0.0}
+    tlx.finetune(fields, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "from step 4: layer3" in out
+    assert "the run ends before these are trained: layer2" in out
+
+
+def test_optimizers_that_would_begin_the_schedule_again_are_refused(tmp_path, config):
+    with pytest.raises(InputError, match="prodigy would begin the schedule again"):
+        tlx.finetune(config | GRADUAL | {"optimizer.name": "prodigy"}, tmp_path / "run")
+
+
 def test_the_head_first_then_everything(tmp_path, config, capsys):
     fields = config | {"tune.method": "lpft", "tune.head_first": "50%", "train.steps": 4}
     tlx.finetune(fields | {"tune.groups": "backbone.lr=0.1"}, tmp_path / "run")

@@ -97,6 +97,24 @@ def test_dora_gives_every_column_its_magnitude():
         )
 
 
+@pytest.mark.parametrize("size", [0.0, 1e-25])
+def test_a_column_of_nothing_stays_what_it_is(size):
+    """As in some published weights; a norm of 0 would make every logit nan."""
+    found = with_adapters(source("resnet20_cifar"), TuneConfig(method="dora", targets=("layer3",)))
+    arrays = found.place(0)
+    kernel = "layer3.1.conv1.kernel"
+    arrays[kernel] = arrays[kernel].at[..., 5].set(size)
+    arrays["layer3.1.conv1.adapter.magnitude"] = column_norms(arrays[kernel])
+    model = with_values(found.model, arrays)
+    plain = source("resnet20_cifar").model
+    expected = np.asarray(
+        with_values(plain, {p: arrays[p] for p in values(plain)})(images(2, 16, 16))
+    )
+    for network in (model, merged(model)):
+        error = np.abs(network(images(2, 16, 16)) - expected).max()
+        assert error <= 2e-6 * np.abs(expected).max()
+
+
 def test_ia3_multiplies_inputs_or_outputs():
     _, model = adapted("vit_tiny_patch16_224", method="ia3")
     layers = dict(adapted_layers(model))

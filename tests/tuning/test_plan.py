@@ -137,6 +137,31 @@ def test_layer_decay_multiplies_by_the_distance_from_the_head(model, method):
     assert plan.groups["layer2"].weight_decay == 0
 
 
+@pytest.mark.parametrize(("name", "method"), [("squeezenet1_0", "norms"), ("vgg11", "norms")])
+def test_methods_without_anything_to_train_but_the_head_are_refused(name, method):
+    with pytest.raises(InputError, match="the model has no normalisation"):
+        plan_of(abstract_model(name, num_classes=10), method=method)
+
+
+def test_layer_decay_is_beits_for_a_transformer():
+    vit = abstract_model("vit_tiny_patch16_224", num_classes=10)
+    rates = {name: g.lr for name, g in plan_of(vit, method="full", layer_decay=0.75).groups.items()}
+    assert rates["head"] == rates["norm"] == 1.0
+    assert [rates[f"block{i}"] for i in (11, 10, 0)] == [0.75, 0.75**2, 0.75**12]
+    assert rates["stem"] == 0.75**13
+
+
+def test_adapters_train_an_auxiliary_classifier_only_behind_them():
+    from tlx.tuning.adapters import attach
+
+    model = abstract_model("inception_v3", num_classes=10)
+    for target, group in (("mixed7", FROZEN), ("mixed5", "head")):
+        tune = TuneConfig(method="lora", targets=(target,))
+        found = leaves(attach(model, tune))
+        plan = make_plan(found, model.stages, tune, model.auxiliary)
+        assert plan.labels["aux.fc.kernel"] == group
+
+
 @pytest.mark.parametrize("name", ["resnet18", "vgg11_bn", "vit_tiny_patch16_224", "inception_v3"])
 def test_every_method_puts_every_leaf_in_one_part_in_every_phase(name):
     network = abstract_model(name, num_classes=10)
@@ -169,6 +194,11 @@ def test_every_method_puts_every_leaf_in_one_part_in_every_phase(name):
             "5 stages: stem, layer1, layer2, layer3, layer4",
         ),
         ({"method": "rules"}, "needs tune.rules"),
+        (
+            {"method": "rules", "rules": "layer1=frozen,layer1=fast,.*=rest"},
+            "'layer1' matches no parameter that an earlier rule left",
+        ),
+        ({"method": "rules", "rules": "stem=frzen,.*=rest"}, "did you mean stem=frozen?"),
         ({"method": "rules", "rules": "stem=frozen"}, "no rule matches layer1"),
         ({"method": "rules", "rules": "layer9=x,.*=rest"}, "'layer9' matches no parameter"),
         ({"method": "rules", "rules": ".*=rest,stem=frozen"}, "'stem' matches no parameter"),

@@ -10,6 +10,7 @@ from tests.models.reference import images
 from tests.torchvision_import import import_torchvision
 from tlx.config import TuneConfig
 from tlx.errors import InputError
+from tlx.models import family
 from tlx.models.adapters import adapted_layers
 from tlx.models.leaves import values, with_values
 from tlx.pretrained import create_model, save_weights, source
@@ -163,6 +164,8 @@ FIRST = "base_model.model.layer1.0.conv1"
 @pytest.mark.parametrize(
     ("change", "says"),
     [
+        ({"config": {"init_lora_weights": "pissa_niter_4"}}, "'pissa_niter_4' changes the weights"),
+        ({"config": {"init_lora_weights": "olora"}}, "init_lora_weights='olora'"),
         ({"config": {"peft_type": "LOHA"}}, "peft_type is 'LOHA', expected LORA"),
         ({"config": {"bias": "all"}}, "bias='all' is not supported"),
         ({"config": {"fan_in_fan_out": True}}, "fan_in_fan_out=True is not supported"),
@@ -204,6 +207,26 @@ def test_what_has_no_place_in_the_layout_is_refused(tmp_path):
     with pytest.raises(InputError, match="the model has none"):
         save_adapters(plain, tmp_path)
     assert not list(adapted_layers(plain)) and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "vit_tiny_patch16_224"])
+@pytest.mark.parametrize("method", ["lora", "ia3"])
+def test_every_projects_names_are_read_back(name, method, tmp_path):
+    _, model = adapted(name, method=method, rank=2, targets=(r".*\.attention\.(query|value)",))
+    plain = create_model(name, num_classes=5)
+    tables = [table.name for table in family(name).key_tables(name)]
+    fused = "torchvision" if name.startswith("vit") else ""  # in one tensor, which is no module
+    for names in tables:
+        if names == fused:
+            with pytest.raises(InputError, match="no modules of their own"):
+                save_adapters(model, tmp_path / names, names=names)
+            continue
+        save_adapters(model, tmp_path / names, names=names)
+        again = values(load_adapters(plain, tmp_path / names))
+        for path, value in values(model).items():
+            if ".adapter." in path or path.startswith("head"):
+                np.testing.assert_array_equal(again[path], value, err_msg=path)
+    assert len(tables) >= 2
 
 
 def test_the_head_comes_along(folder):

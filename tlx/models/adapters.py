@@ -78,12 +78,17 @@ class DoRA(LoRA):
         update = (self.a[...].reshape(-1, self.rank) @ self.b[...]).reshape(kernel.shape)
         norms = jax.lax.stop_gradient(column_norms(kernel + self.scale * update))
         y = layer.project(x, kernel) + self.branch(layer, x)
-        return layer.with_bias(y * (self.magnitude[...] / norms).astype(y.dtype))
+        magnitude = self.magnitude[...]
+        # A column of nothing has no direction: it stays as it is until the update gives it one.
+        ratio = jnp.where(norms > 0, magnitude / jnp.where(norms > 0, norms, 1.0), 1.0)
+        return layer.with_bias(y * ratio.astype(y.dtype))
 
     def merged(self, kernel: np.ndarray, bias: np.ndarray | None) -> Pair:
         updated = self.updated(kernel)
         norms = np.sqrt(np.square(updated).sum(tuple(range(updated.ndim - 1))))
-        return (updated * (np.asarray(self.magnitude[...]) / norms)).astype(kernel.dtype), bias
+        magnitude = np.asarray(self.magnitude[...], np.float64)
+        ratio = np.where(norms > 0, magnitude / np.where(norms > 0, norms, 1.0), 1.0)
+        return (updated * ratio).astype(kernel.dtype), bias
 
 
 class IA3(nnx.Module):
@@ -131,8 +136,11 @@ class Bottleneck(nnx.Module):
 
 
 def column_norms(kernel: Any) -> Any:
-    """Returns the norm of each output's weights, [out]."""
-    return jnp.sqrt(jnp.sum(jnp.square(kernel), tuple(range(kernel.ndim - 1))))
+    """Returns the norm of each output's weights, [out]; the squares of small ones do not vanish."""
+    axes = tuple(range(kernel.ndim - 1))
+    largest = jnp.max(jnp.abs(kernel), axes)
+    safe = jnp.where(largest > 0, largest, 1.0)
+    return largest * jnp.sqrt(jnp.sum(jnp.square(kernel / safe), axes))
 
 
 def initial_magnitudes(found: Values) -> Values:

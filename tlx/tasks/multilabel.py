@@ -35,7 +35,8 @@ def loss_options(
 ) -> LossOptions:
     """Returns the loss that the config describes, for a training split with these labels, [N, C] of 0 and 1.
 
-    Class weights are of a class's yes beside its no; auto: the number of noes over that of yeses.
+    Class weights are of a class's yes beside its no; auto: the number of noes over that of yeses,
+    each at least 1.
 
     Raises:
       InputError: a loss that is not binary cross-entropy, or weights that do not fit the classes.
@@ -47,8 +48,9 @@ def loss_options(
         )
     texts = config.class_weights
     if tuple(texts) == ("auto",):
-        yes = np.maximum(np.sum(labels > 0, axis=0), 1)  # a class without any is never weighed
-        weights = tuple(((len(labels) - yes) / yes).tolist())
+        yes = np.sum(labels > 0, axis=0)
+        no = len(labels) - yes
+        weights = tuple((np.maximum(no, 1) / np.maximum(yes, 1)).tolist())
     else:
         weights = losses.class_weights(texts, labels, class_names)
     return LossOptions(config.label_smoothing, weights, "bce")
@@ -81,7 +83,7 @@ def total_weight(batch: Any, options: LossOptions) -> jax.Array:
 
 def batch_metrics(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
     """Returns micro F1 (0 where no label is there or given) and subset accuracy of a batch."""
-    given, there = logits > 0, batch["targets"] > 0
+    given, there = logits > 0, batch["targets"] >= 0.5  # of mixed examples: the larger share
     both = jnp.sum(given & there, dtype=jnp.float32)
     either = jnp.sum(given, dtype=jnp.float32) + jnp.sum(there, dtype=jnp.float32)
     return {

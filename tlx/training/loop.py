@@ -133,11 +133,12 @@ class Loop:
           InputError: the loss is not finite; or a picture is broken, what was reached is saved then.
         """
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
+        first = position.step
         with stop_on_signals() as stop:
             for step in range(position.step, total):
                 if self._is_out_of_patience(position):
                     break
-                compiles = step == position.step
+                compiles = step == first
                 while self._begins_next(step, position.phase):
                     state, position = self._next_phase(state, position, step)
                     compiles = True

@@ -57,7 +57,7 @@ def _carried_over(old: Any, new: Any, step: int) -> Any:
     """Returns the new optimizer state with the leaves that the old one has in the same places."""
 
     def is_schedule(node: Any) -> bool:  # optax has one for rates, and one for decays
-        return "Schedule" in type(node).__name__ and hasattr(node, "count")
+        return "count" in getattr(node, "_fields", ()) and "Schedule" in type(node).__name__
 
     known = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree.leaves_with_path(old)}
 

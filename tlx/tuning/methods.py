@@ -6,12 +6,14 @@ unfreezing) each is a group that has its name, else they are the group "backbone
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from tlx.config import TuneConfig, nearest
 from tlx.errors import InputError
+from tlx.models.leaves import is_within
 
 FROZEN = "frozen"  # the group that is not trained
 ADAPTERS = r".*\.adapter\..*"  # the values of adapters: see tlx/tuning/adapters.py
@@ -91,6 +93,10 @@ def bitfit(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
 
     A BatchNorm keeps its running statistics: its scale is frozen.
     """
+    if not any(
+        path.endswith(".bias") and not path.startswith("head.") for path in model.parameters
+    ):
+        raise InputError("tune.method=bitfit: the model has no biases but the head's")
     return (_parts(model, (r".*\.bias", "biases")),)
 
 
@@ -100,13 +106,17 @@ def norms(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
     A BatchNorm uses the statistics of the batch, and its running ones move.
     """
     modules = [path.removesuffix(".scale") for path in model.parameters if path.endswith(".scale")]
+    if not modules:
+        raise InputError("tune.method=norms: the model has no normalisation")
     pattern = "|".join(map(re.escape, modules))
     return (_parts(model, (rf"(?:{pattern})\.(?:scale|bias)", "norms")),)
 
 
 def adapters(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
     """The adapters that tlx/tuning/adapters.py put into the network, and the head."""
-    return (_parts(model, (ADAPTERS, "adapters")),)
+    own = {path.split(".", 1)[0] for path in model.parameters if re.fullmatch(ADAPTERS, path)}
+    first = next((i for i, stage in enumerate(model.stages) if stage in own), len(model.stages))
+    return (_parts(model, (ADAPTERS, "adapters"), first),)
 
 
 def from_rules(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
@@ -119,6 +129,8 @@ def from_rules(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
     for text, (pattern, group) in zip(tune.rules, parsed, strict=True):
         if not pattern or not group:
             raise InputError(f"tune.rules: {text!r} is not PATTERN=GROUP")
+        if group != FROZEN and difflib.get_close_matches(group, [FROZEN], cutoff=0.8):
+            raise InputError(f"tune.rules: {text!r}: did you mean {pattern}={FROZEN}?")
     return (tuple((pattern, group) for pattern, group in parsed),)
 
 
@@ -172,11 +184,17 @@ def rules_of(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
 def rates(model: Anatomy, tune: TuneConfig) -> dict[str, float]:
     """Returns the rate multipliers of stages under layer-wise decay: `layer_decay` to the power of the stage's distance
     from the head (Bao et al. 2022, arXiv:2106.08254, and ULMFiT's discriminative rates, by stages).
+
+    A last stage that is a normalisation alone has the head's rate, as in the first of them.
     """
     if tune.layer_decay == 1.0:
         return {}
-    count = len(model.stages)
-    return {name: tune.layer_decay ** (count - place) for place, name in enumerate(model.stages)}
+    distance, found = 0, {}
+    for name in reversed(model.stages):
+        own = {path for path in model.parameters if is_within(path, (name,))}
+        distance += own != {f"{name}.scale", f"{name}.bias"}
+        found[name] = tune.layer_decay**distance
+    return found
 
 
 def _stagewise(model: Anatomy, tune: TuneConfig, trained: Sequence[str]) -> Rules:
@@ -189,9 +207,9 @@ def _stagewise(model: Anatomy, tune: TuneConfig, trained: Sequence[str]) -> Rule
     )
 
 
-def _parts(model: Anatomy, rule: Rule) -> Rules:
-    """Of the stages only what the rule matches is trained."""
-    return (*_heads(model, 0), rule, (".*", FROZEN))
+def _parts(model: Anatomy, rule: Rule, first: int = 0) -> Rules:
+    """Of the stages only what the rule matches is trained; `first` is the first that has any of it."""
+    return (*_heads(model, first), rule, (".*", FROZEN))
 
 
 def _heads(model: Anatomy, first_trained: int) -> Rules:

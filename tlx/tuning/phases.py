@@ -11,6 +11,7 @@ import optax
 from tlx.config import Config, duration
 from tlx.errors import InputError
 from tlx.tuning.average import parse_average
+from tlx.tuning.optax_optimizers import OWN_STEPS
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.schedule import Schedule
@@ -57,6 +58,15 @@ def make_phases(
             "optimizer.average=swa: the BatchNorm statistics of averaged values are not estimated again; keep those "
             "of the weights with tune.batchnorm=frozen, or use ema"
         )
+    counting = {
+        group.optimizer or config.optimizer.name for plan in plans for group in plan.groups.values()
+    }
+    counting &= set(OWN_STEPS)
+    if len(plans) > 1 and counting:
+        raise InputError(
+            f"tune.method={config.tune.method}: {', '.join(sorted(counting))} would begin the schedule again for what joins "
+            "later; use another optimizer"
+        )
     starts = [index * each for index in range(len(plans))]
     return tuple(
         Phase(start, plan, make_optimizer(plan, config.optimizer, schedule, average))
@@ -65,11 +75,23 @@ def make_phases(
     )
 
 
-def describe(phases: Sequence[Phase]) -> list[str]:
-    """Returns a line for each phase after the first: what it trains beside what was trained before."""
-    lines = []
-    for before, phase in itertools.pairwise(phases):
-        new = [path for path in phase.plan.trainable if path in set(before.plan.frozen)]
-        modules = dict.fromkeys(path.split(".", 1)[0] for path in new)
-        lines.append(f"from step {phase.start}: {', '.join(modules)}")
+def describe(phases: Sequence[Phase], plans: Sequence[TuningPlan] = ()) -> list[str]:
+    """Returns a line for each phase after the first: what it trains beside what was trained before.
+
+    And one for what the method's plans would train after the end of the run.
+    """
+    lines = [
+        f"from step {phase.start}: {_joining(before.plan, phase.plan)}"
+        for before, phase in itertools.pairwise(phases)
+    ]
+    if len(plans) > len(phases):
+        lines.append(
+            f"the run ends before these are trained: {_joining(phases[-1].plan, plans[-1])}"
+        )
     return lines
+
+
+def _joining(before: TuningPlan, after: TuningPlan) -> str:
+    frozen = set(before.frozen)
+    new = [path for path in after.trainable if path in frozen]
+    return ", ".join(dict.fromkeys(path.split(".", 1)[0] for path in new))

@@ -128,19 +128,19 @@ def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) 
     A pattern matches a path by `re.fullmatch`; a bare module path (`layer4`, `layer4.0`) means its subtree.
     """
     compiled = [(pattern, matcher(pattern, "tune.rules"), group) for pattern, group in ordered]
-    labels, hits = {}, dict.fromkeys((pattern for pattern, _ in ordered), 0)
+    labels, hits = {}, [0] * len(ordered)
     for path in parameters:
-        for pattern, matches, group in compiled:
+        for place, (_, matches, group) in enumerate(compiled):
             if matches(path):
                 labels[path] = group
-                hits[pattern] += 1
+                hits[place] += 1
                 break
         else:
             raise InputError(
                 f"tune.rules: no rule matches {path}; end with '.*=frozen' or '.*=GROUP'"
             )
     modules = dict.fromkeys(path.split(".", 1)[0] for path in parameters)
-    for pattern, count in hits.items():
+    for (pattern, _), count in zip(ordered, hits, strict=True):
         if strict and not count:
             raise InputError(
                 f"tune.rules: {pattern!r} matches no parameter that an earlier rule left"

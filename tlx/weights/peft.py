@@ -25,6 +25,7 @@ from tlx.models.layers import Layer
 from tlx.models.leaves import is_within, values, with_values
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.weights.keymap import Key, KeyTable
+from tlx.weights.load import listing
 from tlx.weights.peft_config import (
     PREFIX,
     alternatives,
@@ -52,7 +53,8 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
     Args:
       model: with values, and adapters of one kind.
       folder: is made where it is not there.
-      names: as for `tlx.save_weights`.
+      names: the project whose names are used; "": that of the file which the weights came from, or another
+        where that has no modules of these layers.
 
     Raises:
       InputError: no adapters, bottlenecks, or layers that are no modules in the source.
@@ -63,9 +65,18 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
         found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
         raise InputError(f"peft's layout holds LoRA, DoRA or IA3 adapters; the model has {found}")
     tables = _tables(model)
-    chosen = names or (model.origin.table if model.origin else next(iter(tables)))
-    check_choice("names", chosen, tuple(tables))
-    places = _places(tables[chosen], model)
+    if names:
+        check_choice("names", names, tuple(tables))
+    first = [model.origin.table] if model.origin else []
+    for chosen in [names] if names else dict.fromkeys((*first, *tables)):
+        places = _places(tables[chosen], model)
+        lost = set(layers) - {path for place in places.values() for path in place.paths}
+        if not lost:
+            break
+    else:
+        raise InputError(
+            f"{listing(sorted(lost))}: no modules of their own in the {chosen} network"
+        )
     arrays: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
     alphas: dict[str, float] = {}
@@ -82,9 +93,6 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
         else:
             stored, ranks[source], alphas[source] = _lora_to_source(place, every)
         arrays |= {f"{PREFIX}{source}.{name}": array for name, array in stored.items()}
-    lost = set(layers) - {path for place in places.values() for path in place.paths}
-    if lost:
-        raise InputError(f"{', '.join(sorted(lost))}: no module of the {chosen} network")
     head = {p: np.asarray(v) for p, v in values(model).items() if is_within(p, model.classifiers)}
     head = tables[chosen].to_source(head, {})
     arrays |= {f"{PREFIX}{name}": np.asarray(array) for name, array in head.items()}
@@ -143,7 +151,7 @@ def load_adapters(model: Model, folder: str | Path) -> Model:
             rest[name] = array
     if not parts:
         raise InputError(f"{folder / WEIGHTS} holds no adapters")
-    table, places = _fitting_table(model, parts, folder)
+    table, places = _fitting_table(model, parts, rest, folder)
     copy = nnx.merge(*nnx.split(model))
     for source, found in parts.items():
         place = places[source]
@@ -327,17 +335,21 @@ def _places(table: KeyTable, model: Model) -> dict[str, _Place]:
 
 
 def _fitting_table(
-    model: Model, parts: Iterable[str], folder: Path
+    model: Model, parts: Iterable[str], rest: Mapping[str, np.ndarray], folder: Path
 ) -> tuple[KeyTable, dict[str, _Place]]:
+    """Returns the table that knows all the adapters, and of several one that knows what is beside them."""
     unknown: list[str] = []
+    known = []
     for table in _tables(model).values():
         places = _places(table, model)
         unknown = [name for name in parts if name not in places]
         if not unknown:
-            return table, places
-    raise InputError(
-        f"{folder / WEIGHTS} has adapters at {', '.join(unknown[:8])}, which {model.meta.architecture} does not have"
-    )
+            known.append((table, places))
+    if not known:
+        raise InputError(
+            f"{folder / WEIGHTS} has adapters at {', '.join(unknown[:8])}, which {model.meta.architecture} does not have"
+        )
+    return min(known, key=lambda pair: len(pair[0].to_target(rest).unknown))
 
 
 def _layer_at(model: Model, path: str) -> Layer:

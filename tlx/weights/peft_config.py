@@ -19,6 +19,9 @@ _UNSUPPORTED = {
     "use_bdlora": None, "arrow_config": None, "monteclora_config": None, "velora_config": None,
 }  # fmt: skip
 
+# Ways to draw the adapters' first values that leave the network's own weights alone.
+_INITS = ("gaussian", "orthogonal", "eva")
+
 
 def read_config(path: Path) -> dict[str, Any]:
     """Returns the config.
@@ -39,6 +42,12 @@ def read_config(path: Path) -> dict[str, Any]:
     for field, nothing in _UNSUPPORTED.items():
         if config.get(field, nothing) not in (nothing, None, False):
             raise InputError(f"{path}: {field}={config[field]!r} is not supported")
+    init = config.get("init_lora_weights", True)
+    if init not in (True, False, None, *_INITS):
+        raise InputError(
+            f"{path}: init_lora_weights={init!r} changes the weights beside the adapters; convert them with peft first "
+            "(save_pretrained(path_initial_model_for_weight_conversion=...))"
+        )
     return config
 
 
