@@ -27,6 +27,7 @@ from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
+from tlx.training.reference import start_reference
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import inference_values
 from tlx.training.step import make_train_step
@@ -197,6 +198,9 @@ def _train(
         fingerprint=_fingerprint(config, splits),
         sharding=sharding,
     )
+    reference, position = start_reference(
+        folder.path, setup.weights, phases, tuning.regularizers, state, frozen, position
+    )
     if position.step:
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
@@ -212,6 +216,8 @@ def _train(
             dtype=setup.dtype,
             loss_options=tuning.loss_options,
             mixing=tuning.mixing,
+            regularizers=tuning.regularizers,
+            drawn=reference.drawn,
             seed=config.seed,
         )
         for phase in phases
@@ -228,6 +234,7 @@ def _train(
             phases,
             train_steps=train_steps,
             frozen=frozen,
+            source=reference.values,
             batches=batches,
             batch_size=batch_size,
             mesh=setup.mesh,

@@ -30,6 +30,7 @@ from tlx.training.step import EvalStep, make_eval_step
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
+from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
 from tlx.weights.keymap import Origin
 from tlx.weights.load import Fitting, open_weights
@@ -104,6 +105,7 @@ class Tuning:
     schedule: Schedule
     loss_options: LossOptions
     mixing: Mixing
+    regularizers: tuple[Regularizer, ...]
     steps_per_epoch: float
     cadence: Cadence
 
@@ -222,6 +224,18 @@ def prepare_tuning(setup: Setup) -> Tuning:
         steps_per_epoch=steps_per_epoch,
     )
 
+    regularizers = parse(config.tune.regularizers)
+    check(
+        regularizers,
+        [phase.plan for phase in phases],
+        setup.model,
+        method=config.tune.method,
+        pretrained=pretrained.name_and_weights(config.model.name, config.model.weights)[1]
+        != "none",
+        loaded=setup.weights.loaded.arrays if setup.weights.loaded else None,
+        batch_size=config.train.batch_size,
+    )
+
     def every(text: str) -> int:
         off = float(text.strip().rstrip("%epochst ") or 0) == 0
         steps = duration(text, steps_per_epoch=steps_per_epoch, total_steps=total)
@@ -234,7 +248,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         log_every=config.train.log_every,
         metric=selecting_metric(config),
     )
-    return Tuning(phases, schedule, loss_options, mixing, steps_per_epoch, cadence)
+    return Tuning(phases, schedule, loss_options, mixing, regularizers, steps_per_epoch, cadence)
 
 
 def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:

@@ -19,7 +19,9 @@ from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
+from tlx.tuning.penalties import Penalties
 from tlx.tuning.plan import TuningPlan
+from tlx.tuning.regularizers import Regularizer
 
 # Folded into a step's key for what the network drops and how examples are mixed; far from the positions of
 # augmentations, which are folded into the same key.
@@ -66,45 +68,65 @@ def make_train_step(
     loss_options: LossOptions,
     seed: int,
     mixing: Mixing = NO_MIXING,
+    regularizers: tuple[Regularizer, ...] = (),
+    drawn: frozenset[str] = frozenset(),
 ) -> TrainStep:
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
+
+    With a regularizer that needs them, the source's values are a fifth argument, which is not donated; `drawn` are those
+    that came from no weights file. `loss` is what is minimised, penalties included; each is a metric of its name beside it.
 
     Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
     `fold_in(seed, step)`. Metrics: loss, the task's own of the (mixed) batch, gradient norm of the trainable leaves.
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
+    penalties = Penalties(regularizers, plan, inference_model(model, dtype), drawn)
 
-    def train_step(state: TrainState, frozen: Values, batch: Any, step: jax.Array) -> Any:
+    def train_step(
+        state: TrainState,
+        frozen: Values,
+        batch: Any,
+        step: jax.Array,
+        source: Values | None = None,
+    ) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         images = normalize(augmentation(key, batch["inputs"]), preprocess)
         images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
 
         def loss_fn(trainable: Values) -> Any:
-            network = with_values(forward, {**frozen, **state.statistics, **trainable})
+            fixed = {**frozen, **state.statistics}
+            network = with_values(forward, {**fixed, **trainable})
+            carries = penalties.watch(network)
             logits, further = network.training_outputs(images, jax.random.fold_in(key, DROPPING))
             loss = task.loss(logits, batch, loss_options)
             for auxiliary, weight in further:
                 loss += weight * task.loss(auxiliary, batch, loss_options)
+            added, terms = penalties(network, carries, images, trainable, fixed, source or {})
+            loss += added
             moved = values(network)
-            return loss, (logits, {path: moved[path] for path in state.statistics})
+            return loss, (logits, {path: moved[path] for path in state.statistics}, terms)
 
-        (loss, (logits, statistics)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+        (loss, (logits, statistics, terms)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
             state.trainable
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+        further = {"source": source} if "init" in terms else {}
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.trainable, **further
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": loss,
             **task.batch_metrics(logits, batch),
             "grad_norm": optax.tree.norm(gradients),
+            **terms,
         }
         return TrainState(trainable, statistics, optimizer_state), metrics
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(whole, whole, rows, whole),
+        in_shardings=(whole, whole, rows, whole, *([whole] if penalties.need_source else [])),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )

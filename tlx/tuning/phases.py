@@ -12,6 +12,7 @@ from tlx.config import Config, duration
 from tlx.errors import InputError
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
+from tlx.tuning.regularizers import parse
 from tlx.tuning.schedule import Schedule
 
 
@@ -48,8 +49,9 @@ def make_phases(
                 "fewer than the run has"
             )
     starts = [index * each for index in range(len(plans))]
+    pull = sum(one.strength for one in parse(config.tune.regularizers) if one.name == "init")
     return tuple(
-        Phase(start, plan, make_optimizer(plan, config.optimizer, schedule))
+        Phase(start, plan, make_optimizer(plan, config.optimizer, schedule, pull=pull))
         for start, plan in zip(starts, plans, strict=True)
         if start < total_steps
     )
