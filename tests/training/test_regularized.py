@@ -262,19 +262,28 @@ def config(tmp_path):
 
 
 ALL = "l2sp:0.1:0.01,init:0.2,delta:0.3,bss:0.01:2"
+QUIET = {"optimizer.name": "adamw", "optimizer.lr": 1e-3}
 PHASED = {
-    "full": {"optimizer.name": "adamw", "optimizer.lr": 1e-3},
+    "full": QUIET,
     "gradual": {"tune.unfreeze_every": "2", "tune.freeze_stages": 2},
     "lpft": {"tune.head_first": "50%", "optimizer.clip_norm": 1.0},
-    "lora": {"tune.rank": 2},
-    "dora": {"tune.rank": 2},
+    "lora": QUIET | {"tune.rank": 2},
+    "dora": QUIET | {"tune.rank": 2},
     "ia3": {},
-    "bottleneck": {"tune.rank": 2},
+    "bottleneck": QUIET | {"tune.rank": 2},
     "bitfit": {},
 }
 
 
-@pytest.mark.parametrize("method", PHASED)
+@pytest.mark.parametrize(
+    "method",
+    ["gradual", "lora"]
+    + [
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in PHASED
+        if name not in ("gradual", "lora")
+    ],
+)
 def test_a_run_ends_with_the_same_bits_wherever_it_was_stopped(
     tmp_path, config, monkeypatch, method
 ):
@@ -284,7 +293,7 @@ def test_a_run_ends_with_the_same_bits_wherever_it_was_stopped(
     summary = tlx.finetune(fields, tmp_path / "whole")
     assert summary["compilations/train_step"] == 1
     done = 0
-    for stop in (1, 3, 5):
+    for stop in (3, 5):
         with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"step {stop} of"):
             stop_at(patched, stop - done)
             tlx.finetune(fields, tmp_path / "stopped")

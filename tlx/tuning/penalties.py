@@ -94,9 +94,17 @@ class Penalties:
 def l2sp(
     values: Values, source: Values, drawn: Collection[str], alpha: float, beta: float = 0.0
 ) -> jax.Array:
-    """Returns alpha / 2 * |values - source|^2, plus beta / 2 * |values|^2 over those that were drawn."""
-    near = [jnp.sum(jnp.square(v - source[p])) for p, v in values.items() if p not in drawn]
-    small = [jnp.sum(jnp.square(v)) for p, v in values.items() if p in drawn]
+    """Returns alpha / 2 * |values - source|^2, plus beta / 2 * |values|^2 over those without a source.
+
+    Args:
+      values: path -> trained value.
+      source: path -> what it is pulled to; may hold more.
+      drawn: paths that count as without a source, whatever `source` holds.
+      alpha, beta: the strengths.
+    """
+    own = {path for path in values if path in source and path not in drawn}
+    near = [jnp.sum(jnp.square(v - source[path])) for path, v in values.items() if path in own]
+    small = [jnp.sum(jnp.square(v)) for path, v in values.items() if path not in own]
     return jnp.asarray(alpha / 2 * sum(near) + (beta / 2 * sum(small) if beta else 0.0))
 
 
