@@ -121,9 +121,8 @@ def test_init_moves_the_values_by_rate_times_strength_times_distance(tmp_path):
     first, without = it.train(1)[0], plain.train(1)[0]
     assert first["loss"] == without["loss"]
     one, two = jax.device_get((it.state.trainable, plain.state.trainable))
-    assert digests(one, tuple(one)) == digests(
-        two, tuple(two)
-    )  # nothing is away from its start yet
+    for path, value in one.items():  # nothing is away from its start yet
+        np.testing.assert_allclose(value, two[path], rtol=1e-6, atol=1e-8)
     batches = plain.batches()
     next(batches)
     it.train(1, first=1)
@@ -137,7 +136,9 @@ def test_init_moves_the_values_by_rate_times_strength_times_distance(tmp_path):
 
 
 def test_delta_is_the_distance_of_the_trained_stages_outputs(tmp_path):
-    it = Regularized(tmp_path, "delta:0.5", **PARTIAL, tune__batchnorm="frozen", optimizer__lr=0.1)
+    it = Regularized(
+        tmp_path, "delta:0.5", **PARTIAL, tune__batchnorm="frozen", optimizer__lr=0.005
+    )
     it.train(3)
     start = it.setup.weights.place(0, it.sharding)
     model = inference_model(it.setup.model, "float32")
@@ -148,7 +149,7 @@ def test_delta_is_the_distance_of_the_trained_stages_outputs(tmp_path):
     for stop in (3, 4):  # layer2, layer3
         ours, theirs = (network.run(images, stop=stop) for network in (now, source))
         total += squared(ours, theirs) / np.prod(ours.shape[:-1])
-    assert total > 1e-3
+    assert total > 1e-4
     np.testing.assert_allclose(it.train(1, first=3)[0]["delta"], 0.5 * total, rtol=1e-4)
 
 

@@ -10,7 +10,8 @@
 - `delta:STRENGTH`, DELTA (Li et al. 2019, arXiv:1901.09229) without its attention weights: for each stage of which a
   parameter is trained, the squared distance of its output from that of the source network on the same batch, summed over
   channels, averaged over examples and positions; STRENGTH times the sum over stages. The source network is in inference
-  mode. The paper's decay of the new head is not part of it.
+  mode, so that a stage whose BatchNorms use the batch's statistics is away from it at the first step already. The paper's
+  decay of the new head is not part of it.
 - `bss:STRENGTH[:K]`, batch spectral shrinkage (Chen et al. 2019, NeurIPS, "Catastrophic forgetting meets negative
   transfer"): STRENGTH times the sum of the squares of the K (1 unless it is given) smallest singular values of the
   batch's features, [B, D], the head's input before its dropout.
