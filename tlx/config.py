@@ -104,6 +104,8 @@ class TuneConfig:
     batchnorm: str = (
         "auto"  # auto: running statistics where frozen | frozen: everywhere | train: nowhere
     )
+    # towards the source network: l2sp:ALPHA[:BETA] | init:ALPHA | delta:STRENGTH | bss:STRENGTH[:K]
+    regularizers: tuple[str, ...] = ()  # see tlx/tuning/regularizers.py
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,7 +65,7 @@ def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> 
     """Trains for at most 100 steps with rates from 1e-7 to 10, as the config's method does (in its last phase).
 
     Writes lr_find.json and lr_find.png into the workdir, and no checkpoint: nothing of the run that may be there changes.
-    The schedule is not used; groups keep their multipliers.
+    The schedule and regularizers are not used; groups keep their multipliers.
 
     Raises:
       InputError: as `tlx.finetune`.
@@ -84,7 +84,7 @@ def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> 
     sharding = replicated(setup.mesh)
     values = setup.weights.place(config.seed, sharding)
     state, frozen = create_state(values, plan, phase.optimizer, sharding)
-    step = train_step(setup, tuning, phase)
+    step = train_step(setup, dataclasses.replace(tuning, regularizers=()), phase)
     batches = pipeline.training_batches(
         split, seed=config.seed, batch_size=config.train.batch_size, start=0
     )

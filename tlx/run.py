@@ -27,6 +27,7 @@ from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
+from tlx.training.reference import start_reference
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import inference_values
 from tlx.tuning.adapters import with_adapters
@@ -103,7 +104,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             folder.path,
             setup.leaves,
             setup.plans,
-            config.optimizer,
+            config,
             config.eval.checkpoint,
             sharding,
         )
@@ -157,7 +158,7 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
         folder.path,
         leaves(model),
         plans,
-        config.optimizer,
+        config,
         checkpoint or config.eval.checkpoint,
         replicated(make_mesh()),
     )
@@ -209,11 +210,14 @@ def _train(
         fingerprint=_fingerprint(config, splits),
         sharding=sharding,
     )
+    reference, position = start_reference(
+        folder.path, setup.weights, phases, tuning.regularizers, state, frozen, position
+    )
     if position.step:
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
-    train_steps = [train_step(setup, tuning, phase) for phase in phases]
+    train_steps = [train_step(setup, tuning, phase, reference.drawn) for phase in phases]
     batches = pipeline.training_batches(
         splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
     )
@@ -226,6 +230,7 @@ def _train(
             phases,
             train_steps=train_steps,
             frozen=frozen,
+            source=reference.values,
             batches=batches,
             batch_size=batch_size,
             mesh=setup.mesh,
@@ -243,7 +248,7 @@ def _train(
     values = inference_values(state, loop.frozen)
     if position.best_step not in (-1, position.step):
         values, _, messages = restore_values(
-            folder.path, setup.leaves, setup.plans, config.optimizer, "best", sharding
+            folder.path, setup.leaves, setup.plans, config, "best", sharding
         )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]

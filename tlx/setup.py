@@ -31,6 +31,7 @@ from tlx.tuning.adapters import with_adapters
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
+from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
 from tlx.weights.keymap import Origin
 from tlx.weights.load import Fitting, open_weights
@@ -105,6 +106,7 @@ class Tuning:
     schedule: Schedule
     loss_options: LossOptions
     mixing: Mixing
+    regularizers: tuple[Regularizer, ...]
     steps_per_epoch: float
     cadence: Cadence
 
@@ -232,6 +234,18 @@ def prepare_tuning(setup: Setup) -> Tuning:
         steps_per_epoch=steps_per_epoch,
     )
 
+    regularizers = parse(config.tune.regularizers)
+    check(
+        regularizers,
+        [phase.plan for phase in phases],
+        setup.model,
+        method=config.tune.method,
+        pretrained=pretrained.name_and_weights(config.model.name, config.model.weights)[1]
+        != "none",
+        loaded=setup.weights.loaded.arrays if setup.weights.loaded else None,
+        batch_size=config.train.batch_size // config.train.accumulate,
+    )
+
     def every(text: str) -> int:
         off = float(text.strip().rstrip("%epochst ") or 0) == 0
         steps = duration(text, steps_per_epoch=steps_per_epoch, total_steps=total)
@@ -249,11 +263,13 @@ def prepare_tuning(setup: Setup) -> Tuning:
         raise InputError(
             "train.patience counts validations, and there is no validation split: set data.val_fraction"
         )
-    return Tuning(phases, schedule, loss_options, mixing, steps_per_epoch, cadence)
+    return Tuning(phases, schedule, loss_options, mixing, regularizers, steps_per_epoch, cadence)
 
 
-def train_step(setup: Setup, tuning: Tuning, phase: Phase) -> TrainStep:
-    """Returns the jitted training step of one phase."""
+def train_step(
+    setup: Setup, tuning: Tuning, phase: Phase, drawn: frozenset[str] = frozenset()
+) -> TrainStep:
+    """Returns the jitted training step of one phase; `drawn` are the values that came from no weights file."""
     config = setup.config
     return make_train_step(
         setup.model,
@@ -266,6 +282,8 @@ def train_step(setup: Setup, tuning: Tuning, phase: Phase) -> TrainStep:
         loss_options=tuning.loss_options,
         mixing=tuning.mixing,
         parts=config.train.accumulate,
+        regularizers=tuning.regularizers,
+        drawn=drawn,
         seed=config.seed,
     )
 

@@ -123,7 +123,8 @@ def test_other_optimizers_go_through_the_phases(tmp_path, config, optimizer, cap
 
 def test_optimizers_that_would_begin_the_schedule_again_are_refused(tmp_path, config):
     with pytest.raises(InputError, match="prodigy would begin the schedule again"):
-        tlx.finetune(config | GRADUAL | {"optimizer.name": "prodigy"}, tmp_path / "run")
+        fields = {"optimizer.name": "prodigy", "optimizer.weight_decay": 0.0}
+        tlx.finetune(config | GRADUAL | fields, tmp_path / "run")
 
 
 def test_the_head_first_then_everything(tmp_path, config, capsys):

@@ -67,7 +67,8 @@ def config(tmp_path):
 
 def test_the_average_is_evaluated_loaded_and_resumed(tmp_path, config, monkeypatch):
     fields = config | {"optimizer.average": "ema:0.9", "tune.method": "gradual",
-                       "tune.unfreeze_every": "2", "tune.freeze_stages": 2}  # fmt: skip
+                       "tune.unfreeze_every": "2", "tune.freeze_stages": 2,
+                       "tune.regularizers": "init:0.01"}  # fmt: skip
     summary = tlx.finetune(fields, tmp_path / "whole")
     plain = tlx.finetune(fields | {"optimizer.average": ""}, tmp_path / "plain")
     assert summary["test/loss"] != plain["test/loss"]

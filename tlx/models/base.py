@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -61,6 +61,7 @@ class Model(nnx.Module):
         the point where each branches off and the weight of its loss.
       dropout: rate before the classifier in training.
       random_stages: the stages that may drop anything in training (a frozen one must not).
+      watch: called with the name and the output of each stage that `run` has applied; None: not called.
       dtype: the compute type, "float32" or "bfloat16"; parameters and logits stay float32.
     """
 
@@ -74,6 +75,7 @@ class Model(nnx.Module):
     auxiliary: tuple[tuple[str, int, float], ...] = ()
     dropout: float = 0.0
     random_stages: tuple[str, ...] | None = None
+    watch: Callable[[str, Carry], None] | None = None
     dtype: str = "float32"
 
     def __init__(
@@ -124,6 +126,8 @@ class Model(nnx.Module):
                     f"the pictures are too small for {self.meta.architecture}: no pixel is left of them after "
                     f"{name}; make them larger (image_size), or use the small stem where there is one (stem=small)"
                 )
+            if self.watch is not None:
+                self.watch(name, carry)
         return carry
 
     def pool(self, carry: Carry) -> jax.Array:

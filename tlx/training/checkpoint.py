@@ -51,6 +51,7 @@ class Position:
     phase: int = 0  # of the method: which leaves the checkpoint holds follows from it
     fingerprint: str = ""  # of the data, its order and its splits
     base: str = ""  # hash of the frozen values
+    source: str = ""  # hash of the values that regularizers hold on to; "": they need none
     seconds: float = 0.0  # spent training, over all starts
 
 

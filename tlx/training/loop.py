@@ -116,9 +116,11 @@ class Loop:
         checkpoints: Checkpoints,
         writer: logging.MetricsWriter,
         screen: logging.Progress,
+        source: Values | None = None,
     ):
         self.cadence, self.phases, self.train_steps = cadence, phases, train_steps
         self.frozen = frozen
+        self.source = (source,) if source else ()  # the last argument of steps that need it
         self.batches, self.batch_size, self.mesh = batches, batch_size, mesh
         self.learning_rate, self.evaluate = learning_rate, evaluate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
@@ -150,7 +152,7 @@ class Loop:
                     raise
                 arguments = place_batch(batch, self.mesh), np.int32(step)
                 train_step = self.train_steps[position.phase]
-                state, metrics = train_step(state, self.frozen, *arguments)
+                state, metrics = train_step(state, self.frozen, *arguments, *self.source)
                 self._count(metrics, compiled=compiles)
                 done = step + 1
                 validate = self.evaluate is not None and self._due(done, self.cadence.eval_every)

@@ -11,7 +11,7 @@ import jax
 import optax
 from jax.sharding import NamedSharding
 
-from tlx.config import OptimizerConfig
+from tlx.config import Config
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
@@ -19,7 +19,7 @@ from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origi
 from tlx.training.state import TrainState, create_state
 from tlx.tuning.average import parse_average
 from tlx.tuning.optimizer import make_optimizer
-from tlx.tuning.phases import Phase
+from tlx.tuning.phases import Phase, pull_of
 from tlx.tuning.plan import TuningPlan
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
@@ -68,7 +68,7 @@ def restore_values(
     workdir: Path,
     found: Mapping[str, Leaf],
     plans: Sequence[TuningPlan],
-    optimizer: OptimizerConfig,
+    config: Config,
     which: str,
     sharding: NamedSharding,
 ) -> tuple[Values, Position, Messages]:
@@ -77,7 +77,7 @@ def restore_values(
     Args:
       found: the model's leaves.
       plans: of the method's phases.
-      optimizer: the run's.
+      config: the run's.
       which: auto or best: of the best validation metric where there is one, else the last; last.
 
     Raises:
@@ -86,8 +86,10 @@ def restore_values(
 
     def state_of(phase: int) -> TrainState:
         plan = plans[phase]
-        average = parse_average(optimizer.average, lambda text: 0)
-        transform = make_optimizer(plan, optimizer, optax.constant_schedule(0.0), average)
+        average = parse_average(config.optimizer.average, lambda text: 0)
+        transform = make_optimizer(
+            plan, config.optimizer, optax.constant_schedule(0.0), average, pull=pull_of(config)
+        )
         return _state_shapes(found, plan, transform, sharding)
 
     with Checkpoints(workdir, read_only=True) as checkpoints:

@@ -46,8 +46,9 @@ def advance(
     without momentum, at the learning rate that the schedule has reached.
     """
     values = all_values(state, frozen)
-    # The step may write into what it is given to train; frozen values can be views of a file.
-    values |= {path: frozen[path].copy() for path in phase.plan.trainable if path in frozen}
+    # The step may write into what it is given to change; frozen values can be views of a file, or a regularizer's.
+    changing = (*phase.plan.trainable, *phase.plan.statistics)
+    values |= {path: frozen[path].copy() for path in changing if path in frozen}
     fresh, frozen = create_state(values, phase.plan, phase.optimizer, sharding)
     optimizer = _carried_over(state.optimizer, fresh.optimizer, step)
     return fresh._replace(optimizer=jax.device_put(optimizer, sharding)), frozen

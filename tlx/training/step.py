@@ -20,7 +20,9 @@ from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
+from tlx.tuning.penalties import Penalties
 from tlx.tuning.plan import TuningPlan
+from tlx.tuning.regularizers import Regularizer
 
 # Folded into a step's key for what the network drops and how examples are mixed; far from the positions of
 # augmentations, which are folded into the same key.
@@ -68,8 +70,13 @@ def make_train_step(
     seed: int,
     mixing: Mixing = NO_MIXING,
     parts: int = 1,
+    regularizers: tuple[Regularizer, ...] = (),
+    drawn: frozenset[str] = frozenset(),
 ) -> TrainStep:
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
+
+    With a regularizer that needs them, the source's values are a fifth argument, which is not donated; `drawn` are those
+    that came from no weights file. `loss` is what is minimised, penalties included; each is a metric of its name beside it.
 
     Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
     `fold_in(seed, step)`. Metrics: loss, the task's own of the (mixed) batch, gradient norm of the trainable leaves.
@@ -79,12 +86,19 @@ def make_train_step(
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
+    penalties = Penalties(regularizers, plan, inference_model(model, dtype), drawn)
 
     def split(rows: jax.Array) -> jax.Array:
         # Every part takes rows from all over the batch, and so from every device.
         return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
-    def train_step(state: TrainState, frozen: Values, batch: Any, step: jax.Array) -> Any:
+    def train_step(
+        state: TrainState,
+        frozen: Values,
+        batch: Any,
+        step: jax.Array,
+        source: Values | None = None,
+    ) -> Any:
         key = jax.random.fold_in(jax.random.key(seed), step)
         images = normalize(augmentation(key, batch["inputs"]), preprocess)
         images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
@@ -92,18 +106,22 @@ def make_train_step(
         def loss_fn(
             trainable: Values, statistics: Values, images: Any, batch: Any, key: jax.Array
         ) -> Any:
-            network = with_values(forward, {**frozen, **statistics, **trainable})
+            fixed = {**frozen, **statistics}
+            network = with_values(forward, {**fixed, **trainable})
+            carries = penalties.watch(network)
             logits, further = network.training_outputs(images, key)
             loss = task.loss(logits, batch, loss_options)
             for auxiliary, weight in further:
                 loss += weight * task.loss(auxiliary, batch, loss_options)
+            added, terms = penalties(network, carries, images, trainable, fixed, source or {})
+            loss += added
             moved = values(network)
-            return loss, (logits, {path: moved[path] for path in statistics})
+            return loss, (logits, {path: moved[path] for path in statistics}, terms)
 
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
         dropping = jax.random.fold_in(key, DROPPING)
         if parts == 1:
-            (loss, (logits, statistics)), gradients = differentiate(
+            (loss, (logits, statistics, terms)), gradients = differentiate(
                 state.trainable, state.statistics, images, batch, dropping
             )
         else:
@@ -112,33 +130,39 @@ def make_train_step(
             def accumulate(carry: Any, part: Any) -> Any:
                 loss, statistics, gradients = carry
                 number, images, batch = part
-                (own, (logits, statistics)), new = differentiate(
+                (own, (logits, statistics, terms)), new = differentiate(
                     state.trainable, statistics, images, batch, jax.random.fold_in(dropping, number)
                 )
                 share = task.total_weight(batch, loss_options) / total
                 gradients = jax.tree.map(lambda old, own: old + share * own, gradients, new)
-                return (loss + share * own, statistics, gradients), logits
+                terms = {name: share * term for name, term in terms.items()}
+                return (loss + share * own, statistics, gradients), (logits, terms)
 
             zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-            (loss, statistics, gradients), logits = jax.lax.scan(
+            (loss, statistics, gradients), (logits, terms) = jax.lax.scan(
                 accumulate,
                 (jnp.zeros(()), state.statistics, zeros),
                 (jnp.arange(parts), *jax.tree.map(split, (images, batch))),
             )
+            terms = {name: term.sum() for name, term in terms.items()}
             logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, state.trainable)
+        further = {"source": source} if "init" in terms else {}
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.trainable, **further
+        )
         trainable = optax.apply_updates(state.trainable, updates)
         metrics = {
             "loss": loss,
             **task.batch_metrics(logits, batch),
             "grad_norm": optax.tree.norm(gradients),
+            **terms,
         }
         return TrainState(trainable, statistics, optimizer_state), metrics
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(whole, whole, rows, whole),
+        in_shardings=(whole, whole, rows, whole, *([whole] if penalties.need_source else [])),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )

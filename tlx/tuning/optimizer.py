@@ -19,16 +19,23 @@ from tlx.models.leaves import Leaf, Values
 from tlx.tuning import optax_optimizers
 from tlx.tuning.average import Average, AverageState, averaged
 from tlx.tuning.plan import Group, TuningPlan
+from tlx.tuning.regularizers import pull_to_source
 from tlx.tuning.schedule import Schedule
 
 
 def make_optimizer(
-    plan: TuningPlan, config: OptimizerConfig, schedule: Schedule, average: Average | None = None
+    plan: TuningPlan,
+    config: OptimizerConfig,
+    schedule: Schedule,
+    average: Average | None = None,
+    *,
+    pull: float = 0.0,
 ) -> optax.GradientTransformation:
     """Returns the transformation of a flat dict of trainable leaves.
 
     The global norm that `clip_norm` bounds is that of all trainable gradients together. Weight decay skips
-    vectors (biases and normalisation) unless `decay_on` is "all".
+    vectors (biases and normalisation) unless `decay_on` is "all". With `pull` its update takes the argument `source`:
+    see `tlx.tuning.regularizers.pull_to_source`.
 
     Args:
       plan: whose groups and labels are used.
@@ -40,7 +47,8 @@ def make_optimizer(
       InputError: unknown optimizer or keyword argument, or a second average.
     """
     transforms = {
-        name: _group_transform(name, group, config, schedule) for name, group in plan.groups.items()
+        name: _group_transform(name, group, config, schedule, pull)
+        for name, group in plan.groups.items()
     }
     labels = {path: plan.labels[path] for path in plan.trainable}
     parts = [optax.partition(transforms, labels)]
@@ -140,7 +148,7 @@ def _averages(optimizer_state: Any) -> list[Any]:
 
 
 def _group_transform(
-    name: str, group: Group, config: OptimizerConfig, schedule: Schedule
+    name: str, group: Group, config: OptimizerConfig, schedule: Schedule, pull: float = 0.0
 ) -> optax.GradientTransformation:
     kind = group.optimizer or config.name
     field = f"tune.groups: {name}.optimizer" if group.optimizer else "optimizer.name"
@@ -150,13 +158,23 @@ def _group_transform(
             f"{field} is {kind!r}, whose averages take the place of a falling rate: set "
             "optimizer.schedule=constant"
         )
+    if pull and optax_optimizers.is_schedule_free(kind):
+        raise InputError(
+            f"tune.regularizers: init moves the values behind the optimizer, and {field}={kind} averages only what "
+            "it moves itself: use l2sp, or another optimizer"
+        )
     # Options are written for the config's optimizer; a group with another one takes that one's defaults.
     options = (
         parse_options(config.options, function, "optimizer.options") if kind == config.name else {}
     )
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
     mask = optax_optimizers.kernels if config.decay_on == "kernels" else None
-    return optax_optimizers.make(kind, options, lambda step: group.lr * schedule(step), decay, mask)
+
+    def rate(step: Any) -> Any:
+        return group.lr * schedule(step)
+
+    transform = optax_optimizers.make(kind, options, rate, decay, mask)
+    return optax.chain(transform, pull_to_source(pull, rate)) if pull else transform
 
 
 def _read_value(text: str, parameter: inspect.Parameter) -> Any:

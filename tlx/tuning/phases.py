@@ -14,6 +14,7 @@ from tlx.tuning.average import parse_average
 from tlx.tuning.optax_optimizers import OWN_STEPS
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
+from tlx.tuning.regularizers import parse
 from tlx.tuning.schedule import Schedule
 
 
@@ -68,11 +69,17 @@ def make_phases(
             "later; use another optimizer"
         )
     starts = [index * each for index in range(len(plans))]
+    pull = pull_of(config)
     return tuple(
-        Phase(start, plan, make_optimizer(plan, config.optimizer, schedule, average))
+        Phase(start, plan, make_optimizer(plan, config.optimizer, schedule, average, pull=pull))
         for start, plan in zip(starts, plans, strict=True)
         if start < total_steps
     )
+
+
+def pull_of(config: Config) -> float:
+    """Returns the strength of decay to the initial values. Raises as `tlx.tuning.regularizers.parse`."""
+    return sum(one.strength for one in parse(config.tune.regularizers) if one.name == "init")
 
 
 def describe(phases: Sequence[Phase], plans: Sequence[TuningPlan] = ()) -> list[str]:
