@@ -80,7 +80,14 @@ def train(it):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("network", NETWORKS, indirect=True)
+@pytest.mark.parametrize(
+    "network",
+    [
+        "resnet18",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in NETWORKS if name != "resnet18"),
+    ],
+    indirect=True,
+)
 def test_exactly_the_planned_leaves_change_in_every_phase(network, method):
     it = fixture(network, method)
     seen = train(it)

@@ -23,6 +23,8 @@ from tlx.training.step import inference_model, make_train_step
 from tlx.tuning.plan import digests
 from tlx.weights.files import read_weights, write_safetensors
 
+pytestmark = pytest.mark.slow  # together a minute or two
+
 WEIGHTS = {"model__weights": "glyphs", "data__image_size": 16, "data__resize": 16}
 PARTIAL = {"tune__method": "partial", "tune__freeze_stages": 2}
 
