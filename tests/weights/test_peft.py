@@ -11,7 +11,7 @@ from tests.torchvision_import import import_torchvision
 from tlx.config import TuneConfig
 from tlx.errors import InputError
 from tlx.models import family
-from tlx.models.adapters import adapted_layers
+from tlx.models.adapters import adapted_layers, merged
 from tlx.models.leaves import values, with_values
 from tlx.pretrained import create_model, save_weights, source
 from tlx.tuning.adapters import with_adapters
@@ -214,6 +214,7 @@ def test_what_has_no_place_in_the_layout_is_refused(tmp_path):
 def test_every_projects_names_are_read_back(name, method, tmp_path):
     _, model = adapted(name, method=method, rank=2, targets=(r".*\.attention\.(query|value)",))
     plain = create_model(name, num_classes=5)
+    expected = values(merged(model))
     tables = [table.name for table in family(name).key_tables(name)]
     # In one tensor, which is no module.
     fused = ("torchvision", "torchvision_published") if name.startswith("vit") else ()
@@ -223,10 +224,10 @@ def test_every_projects_names_are_read_back(name, method, tmp_path):
                 save_adapters(model, tmp_path / names, names=names)
             continue
         save_adapters(model, tmp_path / names, names=names)
-        again = values(load_adapters(plain, tmp_path / names))
-        for path, value in values(model).items():
-            if ".adapter." in path or path.startswith("head"):
-                np.testing.assert_array_equal(again[path], value, err_msg=path)
+        # Where three layers are one there, the adapter of all has the rank of all: the kernels are the same.
+        again = values(merged(load_adapters(plain, tmp_path / names)))
+        for path, value in expected.items():
+            np.testing.assert_allclose(again[path], value, rtol=1e-5, atol=1e-7, err_msg=path)
     assert len(tables) >= 2
 
 
