@@ -4,7 +4,7 @@ import math
 import numpy as np
 import pytest
 
-from tests.test_run import write_data
+from tests import levels
 from tlx import main
 from tlx.errors import InputError
 from tlx.lr_find import HIGHEST, LOWEST, STEPS, RangeTest, lr_find
@@ -28,13 +28,7 @@ def test_nothing_is_suggested_where_nothing_falls():
 
 @pytest.fixture
 def fields(tmp_path):
-    return {
-        "model.name": "resnet20_cifar.glyphs",
-        "data.source": "npz",
-        "data.root": str(write_data(tmp_path / "levels.npz")),
-        "data.image_size": 8,
-        "data.resize": 8,
-        "train.batch_size": 8,
+    return levels.fields(tmp_path) | {
         "train.steps": 4,
         "tune.method": "head",
         "data.labels_per_class": 0,

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 import tlx
+from tests import levels
 from tlx.errors import InputError
 from tlx.models.leaves import values
 from tlx.training.checkpoint import Checkpoints
@@ -18,28 +19,10 @@ from tlx.training.state import TrainState
 from tlx.weights.files import write_safetensors
 
 
-def write_data(path, classes=3, train=24, test=10, seed=0):
-    """Pictures whose brightness is their class."""
-    rng = np.random.default_rng(seed)
-    arrays = {"class_names": np.array([f"level {i}" for i in range(classes)])}
-    for split, count in (("train", train), ("test", test)):
-        labels = np.arange(count) % classes
-        noise = rng.integers(0, 40, (count, 8, 8))
-        arrays[f"{split}_images"] = (noise + 70 * labels[:, None, None]).astype(np.uint8)
-        arrays[f"{split}_labels"] = labels.astype(np.int32)
-    np.savez(path, **arrays)
-    return path
-
-
 @pytest.fixture
 def config(tmp_path):
-    return {
+    return levels.fields(tmp_path) | {
         "model.name": "resnet20_cifar",
-        "data.source": "npz",
-        "data.root": str(write_data(tmp_path / "levels.npz")),
-        "data.image_size": 8,
-        "data.resize": 8,
-        "train.batch_size": 8,
         "train.steps": 6,
         "optimizer.lr": 0.02,
     }
@@ -103,10 +86,10 @@ def test_other_data_than_the_run_was_trained_on_is_refused(tmp_path, config):
     fields = config | {"train.steps": 4, "checkpoint.every": "2"}
     tlx.finetune(fields, tmp_path / "run")
     (tmp_path / "run" / "summary.json").unlink()
-    write_data(tmp_path / "levels.npz", seed=1)
+    levels.write_data(tmp_path / "levels.npz", seed=1)
     with pytest.raises(InputError, match="was trained on other data"):
         tlx.finetune(fields, tmp_path / "run")
-    write_data(tmp_path / "levels.npz", classes=4)
+    levels.write_data(tmp_path / "levels.npz", classes=4)
     for call in (tlx.evaluate, tlx.finetune):
         with pytest.raises(InputError, match=r"was trained on 3 classes .* the data has 4"):
             call(fields, tmp_path / "run")

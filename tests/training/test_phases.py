@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import tlx
-from tests.test_run import write_data
+from tests import levels
 from tests.training.test_step import Fixture
 from tlx.errors import InputError
 from tlx.models.leaves import values
@@ -22,13 +22,7 @@ GRADUAL = {"tune.method": "gradual", "tune.unfreeze_every": "2", "tune.freeze_st
 
 @pytest.fixture
 def config(tmp_path):
-    return {
-        "model.name": "resnet20_cifar.glyphs",
-        "data.source": "npz",
-        "data.root": str(write_data(tmp_path / "levels.npz")),
-        "data.image_size": 8,
-        "data.resize": 8,
-        "train.batch_size": 8,
+    return levels.fields(tmp_path) | {
         "train.steps": 6,
         "optimizer.lr": 0.02,
         "optimizer.weight_decay": 0.1,

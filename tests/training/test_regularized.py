@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 
 import tlx
-from tests.test_run import write_data
+from tests import levels
 from tests.training.test_phases import stop_at
 from tests.training.test_step import Fixture
 from tlx.data.preprocess import normalize
 from tlx.errors import InputError
 from tlx.models.leaves import values, with_values
+from tlx.setup import train_step
 from tlx.training.checkpoint import Position
 from tlx.training.loop import Interrupted
 from tlx.training.reference import start_reference
 from tlx.training.state import advance, all_values
-from tlx.training.step import inference_model, make_train_step
+from tlx.training.step import inference_model
 from tlx.tuning.plan import digests
 from tlx.weights.files import read_weights, write_safetensors
 
@@ -40,19 +41,7 @@ class Regularized(Fixture):
             self.frozen, Position()
         )  # fmt: skip
         self.steps = [
-            make_train_step(
-                self.setup.model,
-                self.setup.task,
-                phase.plan,
-                phase.optimizer,
-                self.setup.augmentation,
-                self.setup.mesh,
-                dtype=self.setup.dtype,
-                loss_options=self.tuning.loss_options,
-                seed=0,
-                regularizers=self.tuning.regularizers,
-                drawn=self.reference.drawn,
-            )
+            train_step(self.setup, self.tuning, phase, self.reference.drawn)
             for phase in self.tuning.phases
         ]
         self.step = self.steps[0]
@@ -251,13 +240,7 @@ def test_the_source_outlives_the_phases(tmp_path):
 
 @pytest.fixture
 def config(tmp_path):
-    return {
-        "model.name": "resnet20_cifar.glyphs",
-        "data.source": "npz",
-        "data.root": str(write_data(tmp_path / "levels.npz")),
-        "data.image_size": 8,
-        "data.resize": 8,
-        "train.batch_size": 8,
+    return levels.fields(tmp_path) | {
         "train.steps": 6,
         "train.log_every": 1,
         "optimizer.lr": 0.02,

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 
 import tlx
+from tests import levels
 from tests.models.reference import images
-from tests.test_run import write_data
 from tlx import create_model, main, save_weights
 from tlx.config import TuneConfig
 from tlx.errors import InputError
@@ -182,13 +182,7 @@ def test_a_bottleneck_is_not_written_under_the_sources_names(tmp_path):
 
 @pytest.mark.parametrize("method", ["dora", "bottleneck"])
 def test_a_run_with_adapters_is_loaded_and_exported(tmp_path, method, capsys):
-    fields = {
-        "model.name": "resnet20_cifar.glyphs",
-        "data.source": "npz",
-        "data.root": str(write_data(tmp_path / "levels.npz")),
-        "data.image_size": 8,
-        "data.resize": 8,
-        "train.batch_size": 8,
+    fields = levels.fields(tmp_path) | {
         "train.steps": 4,
         "tune.method": method,
         "tune.rank": 2,

@@ -6,7 +6,7 @@ import optax
 import pytest
 
 import tlx
-from tests.test_run import write_data
+from tests import levels
 from tests.training.test_phases import stop_at
 from tlx.errors import InputError
 from tlx.models.leaves import values
@@ -53,13 +53,7 @@ def test_what_is_no_average_is_refused(text):
 
 @pytest.fixture
 def config(tmp_path):
-    return {
-        "model.name": "resnet20_cifar.glyphs",
-        "data.source": "npz",
-        "data.root": str(write_data(tmp_path / "levels.npz")),
-        "data.image_size": 8,
-        "data.resize": 8,
-        "train.batch_size": 8,
+    return levels.fields(tmp_path) | {
         "train.steps": 6,
         "optimizer.lr": 0.02,
     }
