@@ -227,8 +227,7 @@ def source(
     if file is None:
         return Source(model, None, None, head_init, overridden)
     loaded = fill(model, file, missing_ok=missing_ok, new_head=new_head, fitting=fitting)
-    auxiliary = [name for name, _, _ in model.auxiliary]
-    if loaded.fitted or not all(is_within(path, auxiliary) for path in loaded.fresh):
+    if loaded.fitted or not all(is_within(path, model.auxiliary_modules) for path in loaded.fresh):
         model.meta = base.derived()
     return Source(model, file, loaded, head_init, overridden)
 
@@ -339,8 +338,8 @@ def shaped(
 def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
     """Writes `.safetensors` with the source's own names and layouts, and the (derived) meta in its header.
 
-    Adapters are merged into the layers that they belong to. Values that were not changed are written in the type they had in the file they came from; buffers that
-    the network does not use are written as they were there.
+    Adapters are merged into the layers that they belong to. Values that were not changed are written in the type
+    they had in the file they came from; buffers that the network does not use are written as they were there.
 
     Args:
       model: with values.
@@ -354,7 +353,6 @@ def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
         written.
     """
     meta, origin, path = model.meta.derived(), model.origin, Path(path)
-    model = merged(model)
     if path.suffix != ".safetensors":
         raise InputError(f"{str(path)!r}: what is written is safetensors: call it NAME.safetensors")
     if path.exists() and not path.is_file():
@@ -365,10 +363,9 @@ def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
     chosen = names or (origin.table if origin else next(iter(tables)))
     check_choice("names", chosen, tuple(tables))
     own = origin if origin and origin.table == chosen else None
-    held = values(model)
-    if any(isinstance(value, jax.ShapeDtypeStruct) for value in held.values()):
+    if any(isinstance(value, jax.ShapeDtypeStruct) for value in values(model).values()):
         raise InputError("the model has shapes and no values: make it with create_model or load")
-    arrays = {name: np.asarray(value) for name, value in held.items()}
+    arrays = {name: np.asarray(value) for name, value in values(merged(model)).items()}
     stored = tables[chosen].to_source(arrays, own.carried if own else None)
     for name, dtype in own.dtypes if own else ():
         if name in stored:

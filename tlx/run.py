@@ -153,10 +153,11 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )
     model = with_adapters(source, config.tune).model
-    plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
+    found = leaves(model)
+    plans = make_plans(found, model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(
         folder.path,
-        leaves(model),
+        found,
         plans,
         config,
         checkpoint or config.eval.checkpoint,
@@ -286,9 +287,9 @@ def _fingerprint(config: Config, splits: dict[str, pipeline.Split]) -> str:
 def refuse_random_values(setup: Setup) -> None:
     """Raises InputError where a value that evaluation uses would be drawn from the seed."""
     loaded = setup.weights.loaded
-    auxiliary = [name for name, _, _ in setup.model.auxiliary]  # of training: not evaluated
-    fresh = loaded.fresh if loaded else tuple(setup.leaves)
-    fresh = tuple(path for path in fresh if not is_within(path, auxiliary))
+    drawn = loaded.fresh if loaded else tuple(setup.leaves)
+    unused = setup.model.auxiliary_modules  # but in training
+    fresh = tuple(path for path in drawn if not is_within(path, unused))
     if fresh:
         file = setup.weights.file
         hint = subset_hint(setup.splits.class_names, file.meta) if file else ""

@@ -25,7 +25,7 @@ from tlx.tasks import PLAIN, classification
 from tlx.training.mesh import make_mesh, place_batch, replicated
 from tlx.training.state import create_state
 from tlx.training.step import make_train_step, training_model
-from tlx.tuning.plan import make_plan
+from tlx.tuning.plan import make_plans
 from tlx.weights import catalog
 from tlx.weights.files import read_weights, write_safetensors
 
@@ -60,7 +60,7 @@ def files(tmp_path_factory):
 
 def trained(model, **tune):
     """The model in the modes of a training, and its plan."""
-    plan = make_plan(leaves(model), model.stages, TuneConfig(**tune), model.auxiliary)
+    (*_, plan) = make_plans(leaves(model), model.stages, TuneConfig(**tune), model.auxiliary)
     return training_model(model, plan, "float32"), plan
 
 

@@ -21,7 +21,7 @@ from tlx.models.leaves import leaves, values, with_values
 from tlx.models.resnet import PRESETS, ResNet, ResNetPreset
 from tlx.models.vgg import VGG, VGGPreset
 from tlx.training.step import training_model
-from tlx.tuning.plan import make_plan
+from tlx.tuning.plan import make_plans
 
 OWN_TESTS = {"convnext", "swin", "vit"}  # families whose rates their own test files compare
 # torchvision's names where they are others; timm's variants have none there.
@@ -41,7 +41,7 @@ def compile_quickly(function, *args):
 
 def in_training(model, method="full"):
     """The model in the modes that training with the method gives it."""
-    plan = make_plan(leaves(model), model.stages, TuneConfig(method=method))
+    (*_, plan) = make_plans(leaves(model), model.stages, TuneConfig(method=method))
     return training_model(model, plan, "float32")
 
 

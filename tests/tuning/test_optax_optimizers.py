@@ -12,7 +12,7 @@ from tlx.errors import InputError
 from tlx.models.leaves import Leaf
 from tlx.tuning.optax_optimizers import REFUSED, make, names
 from tlx.tuning.optimizer import evaluation_values, make_optimizer, parse_options, state_bytes
-from tlx.tuning.plan import make_plan
+from tlx.tuning.plan import make_plans
 from tlx.tuning.schedule import make_schedule
 
 SHAPES = {
@@ -57,7 +57,7 @@ def optimizer_for(name, groups="first.lr=0.5", **fields):
         "optimizer.schedule": "constant",
     } | {f"optimizer.{field}": value for field, value in fields.items()}
     config = build(fields)
-    plan = make_plan(FOUND, ("a", "b", "frozen"), config.tune)
+    (*_, plan) = make_plans(FOUND, ("a", "b", "frozen"), config.tune)
     schedule = make_schedule(config.optimizer, total_steps=1000, steps_per_epoch=10)
     return make_optimizer(plan, config.optimizer, schedule), plan
 
@@ -89,7 +89,7 @@ def test_each_lowers_the_loss_and_keeps_state_for_what_it_trains(name):
     values, state = trained(optimizer, 300)
     assert loss(evaluation_values(state, values)) < 0.5 * loss(VALUES)
     # Five arrays for each value is the most that any keeps; the frozen one alone would be 4 MB.
-    assert state_bytes(optimizer, FOUND, plan) < 5 * 4 * PARAMETERS + 200
+    assert state_bytes(optimizer, FOUND, plan.trainable) < 5 * 4 * PARAMETERS + 200
     assert all(leaf.dtype.kind in "biuf" for leaf in jax.tree.leaves(state))
 
 
@@ -197,7 +197,7 @@ def test_five_steps_equal_pytorchs(name, options, theirs, arguments):
 )
 def test_bytes_of_state(name, options, bytes_each):
     optimizer, plan = optimizer_for(name, options=options)
-    found = state_bytes(optimizer, FOUND, plan)
+    found = state_bytes(optimizer, FOUND, plan.trainable)
     # Beside them a few counters for each group.
     assert bytes_each * PARAMETERS <= found <= bytes_each * PARAMETERS + 2 * 32
 

@@ -9,7 +9,7 @@ from tlx.errors import InputError
 from tlx.models import abstract_model
 from tlx.models.leaves import leaves
 from tlx.tuning.optimizer import make_optimizer, state_bytes
-from tlx.tuning.plan import make_plan
+from tlx.tuning.plan import make_plans
 from tlx.tuning.schedule import make_schedule
 
 VALUES = {"head.kernel": jnp.array([[1.0, -2.0]]), "head.bias": jnp.array([0.5, 4.0])}
@@ -19,7 +19,7 @@ GRADIENTS = {"head.kernel": jnp.array([[0.3, 0.4]]), "head.bias": jnp.array([0.0
 def optimizer_for(**fields):
     config = build({"tune.method": "head", "optimizer.schedule": "constant", **fields})
     model = abstract_model("resnet20_cifar", num_classes=2)
-    plan = make_plan(leaves(model), model.stages, config.tune)
+    (*_, plan) = make_plans(leaves(model), model.stages, config.tune)
     schedule = make_schedule(config.optimizer, total_steps=10, steps_per_epoch=5)
     return make_optimizer(plan, config.optimizer, schedule), plan, leaves(model)
 
@@ -86,7 +86,7 @@ def test_state_exists_for_trainable_leaves_only():
     optimizer, plan, found = optimizer_for()
     assert plan.trainable == ("head.bias", "head.kernel")
     assert (
-        state_bytes(optimizer, found, plan) == 4 * (64 * 2 + 2) + 4
+        state_bytes(optimizer, found, plan.trainable) == 4 * (64 * 2 + 2) + 4
     )  # momentum and one step count
 
 

@@ -5,7 +5,7 @@ from tlx.config import TuneConfig, build
 from tlx.errors import InputError
 from tlx.models import abstract_model
 from tlx.models.leaves import leaves
-from tlx.tuning.plan import FROZEN, audit, digests, make_plan, make_plans
+from tlx.tuning.plan import FROZEN, audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
 
 
@@ -15,9 +15,7 @@ def model():
 
 
 def plan_of(model, **tune):
-    return make_plan(
-        leaves(model), model.stages, build({f"tune.{k}": v for k, v in tune.items()}).tune
-    )
+    return plans_of(model, **tune)[-1]
 
 
 def plans_of(model, **tune):
@@ -158,7 +156,7 @@ def test_adapters_train_an_auxiliary_classifier_only_behind_them():
     for target, group in (("mixed7", FROZEN), ("mixed5", "head")):
         tune = TuneConfig(method="lora", targets=(target,))
         found = leaves(attach(model, tune))
-        plan = make_plan(found, model.stages, tune, model.auxiliary)
+        (*_, plan) = make_plans(found, model.stages, tune, model.auxiliary)
         assert plan.labels["aux.fc.kernel"] == group
 
 
@@ -220,7 +218,7 @@ def test_what_is_wrong_is_named(model, tune, says):
 def test_the_table_shows_each_group_and_the_totals(model):
     config = build({"tune.method": "partial", "tune.freeze_stages": 4, "tune.groups": "head.lr=10"})
     found = leaves(model)
-    plan = make_plan(found, model.stages, config.tune)
+    (*_, plan) = make_plans(found, model.stages, config.tune)
     table = plan_table(plan, found, config.optimizer).splitlines()
     frozen, backbone, head = table[2:5]
     assert (

@@ -12,7 +12,7 @@ from tlx.models import abstract_model
 from tlx.models.leaves import leaves
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.penalties import distance, l2sp, smallest_singular_values
-from tlx.tuning.plan import make_plan, make_plans
+from tlx.tuning.plan import make_plans
 from tlx.tuning.regularizers import Regularizer, needed, parse
 from tlx.tuning.schedule import make_schedule
 
@@ -138,7 +138,7 @@ def tuned(**fields):
     config = build({"optimizer.schedule": "constant", "optimizer.lr": 0.1, **fields})
     model = abstract_model("resnet20_cifar", num_classes=2)
     found = leaves(model)
-    plan = make_plan(found, model.stages, config.tune)
+    (*_, plan) = make_plans(found, model.stages, config.tune)
     schedule = make_schedule(config.optimizer, total_steps=10, steps_per_epoch=5)
     return [make_optimizer(plan, config.optimizer, schedule, pull=p) for p in (0.0, 0.5)], plan
 

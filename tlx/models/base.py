@@ -86,6 +86,11 @@ class Model(nnx.Module):
         self.dtype = "float32"
         self.head = self.make_head() if num_classes else None
 
+    @property
+    def auxiliary_modules(self) -> tuple[str, ...]:
+        """The names of `auxiliary`."""
+        return tuple(name for name, _, _ in self.auxiliary)
+
     def make_head(self) -> nnx.Module:
         """Returns the classifier, which maps [B, num_features] to [B, num_classes]."""
         return Linear(self.num_features, self.num_classes)

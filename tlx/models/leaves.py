@@ -39,8 +39,8 @@ def leaves(model: Model) -> dict[str, Leaf]:
         is_parameter = isinstance(variable, nnx.Param)
         init = variable.get_metadata()["init"]
         found[_join(path)] = Leaf(tuple(value.shape), value.dtype, init, is_parameter)
-    auxiliary = [name for name, _, _ in model.auxiliary]
-    order = {name: index for index, name in enumerate((*model.stages, *auxiliary, "head"))}
+    modules = (*model.stages, *model.auxiliary_modules, "head")
+    order = {name: index for index, name in enumerate(modules)}
     return dict(sorted(found.items(), key=lambda item: order[item[0].split(".", 1)[0]]))
 
 

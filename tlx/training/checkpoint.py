@@ -161,8 +161,7 @@ class Checkpoints:
             found, position = self._read(
                 step, meta, {"values": shapes, "optimizer": optimizer_shapes}
             )
-            leaves = [found["optimizer"][name] for name in optimizer_shapes]
-            optimizer = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
+            optimizer = _unnumbered(found["optimizer"], state.optimizer)
             values = found["values"]
             trainable = {path: values[path] for path in state.trainable}
             statistics = {path: values[path] for path in state.statistics}
@@ -193,8 +192,7 @@ class Checkpoints:
                 found, position = self._read(step, meta, {"values": shapes})
                 return found["values"], position
             found, position = self._read(step, meta, {"values": shapes, "optimizer": numbered})
-            leaves = [found["optimizer"][name] for name in numbered]
-            optimizer = jax.tree.unflatten(jax.tree.structure(state.optimizer), leaves)
+            optimizer = _unnumbered(found["optimizer"], state.optimizer)
             return evaluation_values(optimizer, found["values"]), position
 
         newest = self._first_intact(self.steps()[::-1], read)
@@ -327,11 +325,14 @@ def load_origin(workdir: Path) -> Origin | None:
 
 def _parts(state: TrainState) -> tuple[Values, Values]:
     """Returns the values by path, and the optimizer's leaves by their number in the tree."""
-    return {**state.trainable, **state.statistics}, _numbered(state.optimizer)
+    optimizer = {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(state.optimizer))}
+    return {**state.trainable, **state.statistics}, optimizer
 
 
-def _numbered(optimizer: Any) -> Values:
-    return {f"{i:05d}": leaf for i, leaf in enumerate(jax.tree.leaves(optimizer))}
+def _unnumbered(leaves: Values, optimizer: Any) -> Any:
+    """Returns the optimizer's tree with the leaves that `_parts` numbered."""
+    ordered = [leaves[f"{i:05d}"] for i in range(len(leaves))]
+    return jax.tree.unflatten(jax.tree.structure(optimizer), ordered)
 
 
 def _composite(**items: Any) -> Any:

@@ -181,6 +181,11 @@ def rules_of(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
     return METHODS[tune.method](model, tune)
 
 
+def norm_mode(tune: TuneConfig) -> str:
+    """Returns `tune.batchnorm`; bitfit's own, unless another is asked for, is "frozen"."""
+    return "frozen" if (tune.method, tune.batchnorm) == ("bitfit", "auto") else tune.batchnorm
+
+
 def rates(model: Anatomy, tune: TuneConfig) -> dict[str, float]:
     """Returns the rate multipliers of stages under layer-wise decay: `layer_decay` to the power of the stage's distance
     from the head (Bao et al. 2022, arXiv:2106.08254, and ULMFiT's discriminative rates, by stages).

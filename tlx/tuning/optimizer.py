@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -56,7 +56,7 @@ def make_optimizer(
         parts.insert(0, optax.clip_by_global_norm(config.clip_norm))
     if average is not None:
         names = [group.optimizer or config.name for group in plan.groups.values()]
-        if any(name.startswith("schedule_free") for name in names):
+        if any(map(optax_optimizers.is_schedule_free, names)):
             raise InputError(
                 f"optimizer.average={config.average}: schedule-free optimizers are evaluated at averages of their own"
             )
@@ -93,12 +93,10 @@ def parse_options(text: str, function: Callable[..., Any], where: str) -> dict[s
 
 
 def state_bytes(
-    optimizer: optax.GradientTransformation, found: dict[str, Leaf], plan: TuningPlan
+    optimizer: optax.GradientTransformation, found: dict[str, Leaf], paths: Sequence[str]
 ) -> int:
-    """Returns the bytes of optimizer state, counted from shapes."""
-    shapes = {
-        path: jax.ShapeDtypeStruct(found[path].shape, found[path].dtype) for path in plan.trainable
-    }
+    """Returns the bytes of optimizer state of these parameters, counted from shapes."""
+    shapes = {path: jax.ShapeDtypeStruct(found[path].shape, found[path].dtype) for path in paths}
     state = jax.eval_shape(optimizer.init, shapes)
     return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
@@ -108,9 +106,7 @@ def group_state_bytes(
 ) -> int:
     """Returns the bytes of optimizer state of one group, counted from shapes."""
     transform = _group_transform(name, plan.groups[name], config, lambda step: step)
-    shapes = {p: jax.ShapeDtypeStruct(found[p].shape, found[p].dtype) for p in plan.paths(name)}
-    state = jax.eval_shape(transform.init, shapes)
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+    return state_bytes(transform, found, plan.paths(name))
 
 
 def evaluation_values(optimizer_state: Any, values: Values) -> Values:
@@ -153,7 +149,7 @@ def _group_transform(
     kind = group.optimizer or config.name
     field = f"tune.groups: {name}.optimizer" if group.optimizer else "optimizer.name"
     function = optax_optimizers.maker(kind, field)
-    if kind.startswith("schedule_free") and config.schedule != "constant":
+    if optax_optimizers.is_schedule_free(kind) and config.schedule != "constant":
         raise InputError(
             f"{field} is {kind!r}, whose averages take the place of a falling rate: set "
             "optimizer.schedule=constant"

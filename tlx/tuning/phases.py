@@ -40,20 +40,21 @@ def make_phases(
     Raises:
       InputError: only the first would, a phase would be empty, or the optimizer does not exist.
     """
+
+    def steps(text: str) -> int:
+        return duration(text, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+
     field = {"gradual": "unfreeze_every", "lpft": "head_first"}.get(config.tune.method, "")
     each = 0
     if field:
         text = getattr(config.tune, field)
-        each = duration(text, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
+        each = steps(text)
         if not 0 < each < total_steps:
             raise InputError(
                 f"tune.{field}={text} is {each} steps of a run of {total_steps}: expected at least 1, and "
                 "fewer than the run has"
             )
-    average = parse_average(
-        config.optimizer.average,
-        lambda text: duration(text, steps_per_epoch=steps_per_epoch, total_steps=total_steps),
-    )
+    average = parse_average(config.optimizer.average, steps)
     if config.optimizer.average.startswith("swa") and any(plan.statistics for plan in plans):
         raise InputError(
             "optimizer.average=swa: the BatchNorm statistics of averaged values are not estimated again; keep those "

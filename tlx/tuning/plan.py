@@ -19,7 +19,7 @@ import numpy as np
 from tlx.config import TuneConfig, nearest
 from tlx.errors import InputError
 from tlx.models.leaves import Leaf, matcher
-from tlx.tuning.methods import FROZEN, Anatomy, Rule, rates, rules_of
+from tlx.tuning.methods import FROZEN, Anatomy, Rule, norm_mode, rates, rules_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,16 +77,6 @@ def make_plans(
     return tuple(_plan(found, model, labels, groups, tune) for labels in phases)
 
 
-def make_plan(
-    found: Mapping[str, Leaf],
-    stages: Sequence[str],
-    tune: TuneConfig,
-    auxiliary: Sequence[tuple[str, int, float]] = (),
-) -> TuningPlan:
-    """Returns the plan of the last phase: see `make_plans`."""
-    return make_plans(found, stages, tune, auxiliary)[-1]
-
-
 def _plan(
     found: Mapping[str, Leaf],
     model: Anatomy,
@@ -100,8 +90,7 @@ def _plan(
             f"tune.method={tune.method}: every parameter is frozen, nothing is left to train"
         )
     norms = [path.removesuffix(".mean") for path in found if path.endswith(".mean")]
-    mode = "frozen" if (tune.method, tune.batchnorm) == ("bitfit", "auto") else tune.batchnorm
-    training_norms = {norm for norm in norms if _trains(norm, labels, mode)}
+    training_norms = {norm for norm in norms if _trains(norm, labels, norm_mode(tune))}
     moving = [
         path
         for path, leaf in found.items()

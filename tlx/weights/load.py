@@ -174,7 +174,7 @@ def fill(
     missing = [path for path in missing if path not in fresh]
     if missing:
         raise InputError(_missing_message(file, missing, len(found)))
-    removed = ("head", *(name for name, _, _ in model.auxiliary)) if model.head is None else ()
+    removed = ("head", *model.auxiliary_modules) if model.head is None else ()
     _refuse_unknown(file, found, removed)
     wanted = {path: array for path, array in arrays.items() if path in found and path not in fresh}
     used, fitted = _fit(model, found, wanted, fitting)
