@@ -60,8 +60,16 @@ def bce(logits: jax.Array, targets: jax.Array, options: LossOptions) -> jax.Arra
     One sigmoid for each class (Wightman et al. 2021, "ResNet strikes back"), as timm's BinaryCrossEntropy.
     """
     targets = smoothed(targets, options.label_smoothing)
-    positive, negative = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    return -jnp.mean(targets * positive + (1.0 - targets) * negative, axis=1)
+    return binary_cross_entropy(logits, targets).mean(axis=1)
+
+
+def binary_cross_entropy(
+    logits: jax.Array, targets: jax.Array, pos_weight: jax.Array | None = None
+) -> jax.Array:
+    """Returns the terms of `torch.nn.BCEWithLogitsLoss`, [B, C], `pos_weight` [C] included."""
+    yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+    yes = yes if pos_weight is None else yes * pos_weight
+    return -(targets * yes + (1.0 - targets) * no)
 
 
 def _modulated(

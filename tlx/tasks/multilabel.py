@@ -70,7 +70,8 @@ def loss(logits: jax.Array, batch: Any, options: LossOptions = PLAIN) -> jax.Arr
       options: label smoothing, and as class weights PyTorch's `pos_weight`.
     """
     weights = jnp.asarray(options.class_weights) if options.class_weights else None
-    each = _cross_entropy(logits, _smoothed(batch["targets"], options.label_smoothing), weights)
+    targets = _smoothed(batch["targets"], options.label_smoothing)
+    each = losses.binary_cross_entropy(logits.astype(jnp.float32), targets, weights)
     per_example = each.mean(axis=1)
     return jnp.sum(per_example * batch["weight"]) / jnp.maximum(total_weight(batch, options), 1.0)
 
@@ -94,21 +95,13 @@ def batch_metrics(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
 
 def outcomes(logits: jax.Array, batch: Any) -> dict[str, jax.Array]:
     """Returns for each example its loss [B], and its logits as float32 [B, C]."""
-    each = _cross_entropy(logits, batch["targets"].astype(jnp.float32), None)
-    return {"loss": each.mean(axis=1), "logits": logits.astype(jnp.float32)}
+    logits = logits.astype(jnp.float32)
+    each = losses.binary_cross_entropy(logits, batch["targets"].astype(jnp.float32))
+    return {"loss": each.mean(axis=1), "logits": logits}
 
 
 def _smoothed(targets: jax.Array, smoothing: float) -> jax.Array:
     return targets.astype(jnp.float32) * (1.0 - smoothing) + 0.5 * smoothing
-
-
-def _cross_entropy(
-    logits: jax.Array, targets: jax.Array, pos_weight: jax.Array | None
-) -> jax.Array:
-    logits = logits.astype(jnp.float32)
-    yes, no = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
-    yes = yes if pos_weight is None else yes * pos_weight
-    return -(targets * yes + (1.0 - targets) * no)
 
 
 @dataclasses.dataclass(frozen=True)
