@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from tlx.models.leaves import (
     values,
     with_values,
 )
+from tlx.weights.copying import in_groups, own_copy
 from tlx.weights.files import write_safetensors
 from tlx.weights.keymap import Origin
 from tlx.weights.load import (
@@ -51,10 +52,6 @@ def _small(init: Initializer) -> Initializer:
 
     return draw
 
-
-_ALIGNMENT = 64  # bytes, of XLA's buffers on the CPU
-_COLUMNS = 16  # of float32, a line of the processor's cache
-_GROUP = 1 << 22  # bytes, of values that are copied and placed together
 
 # How a new head is drawn: from its layer's own initializer to the one that is used.
 HEAD_INITS: dict[str, Callable[[Initializer], Initializer]] = {
@@ -91,9 +88,9 @@ class Source:
         placed: Values = {}
 
         def copies(paths: Sequence[str]) -> list[np.ndarray]:
-            return [_own_copy(loaded[path], found[path].dtype) for path in paths]
+            return [own_copy(loaded[path], found[path].dtype) for path in paths]
 
-        groups = _groups(loaded)
+        groups = in_groups(loaded)
         with concurrent.futures.ThreadPoolExecutor() as pool:  # numpy copies without Python's lock
             for paths, arrays in zip(groups, pool.map(copies, groups), strict=True):
                 placed |= zip(paths, jax.device_put(arrays, sharding), strict=True)
@@ -137,37 +134,6 @@ class Source:
             lines.append(f"initialised afresh: {listing(self.loaded.fresh)}")
         lines += self.loaded.fitted
         return lines
-
-
-def _own_copy(array: np.ndarray, dtype: Any) -> np.ndarray:
-    """Returns a contiguous copy in memory aligned to 64 bytes, which jax then takes as it is on the CPU.
-
-    Always a copy: an array of a file is a view of it, and what jax takes must not change when the file does.
-    """
-    size = array.size * np.dtype(dtype).itemsize
-    memory = np.empty(size + _ALIGNMENT, np.uint8)
-    start = -memory.ctypes.data % _ALIGNMENT
-    copy = memory[start : start + size].view(dtype).reshape(array.shape)
-    if array.ndim < 2 or array.strides[-1] == array.itemsize:
-        copy[...] = array
-        return copy
-    # Rearranged, that is read across its lines of memory: fewer of them at once stay in the cache.
-    for start in range(0, array.shape[-1], _COLUMNS):
-        copy[..., start : start + _COLUMNS] = array[..., start : start + _COLUMNS]
-    return copy
-
-
-def _groups(arrays: Mapping[str, np.ndarray]) -> list[list[str]]:
-    """Returns the names in groups of some megabytes each, for as few calls as may be."""
-    groups: list[list[str]] = []
-    size = _GROUP
-    for name, array in arrays.items():
-        if size >= _GROUP:
-            groups.append([])
-            size = 0
-        groups[-1].append(name)
-        size += array.nbytes
-    return groups
 
 
 def source(
