@@ -21,7 +21,16 @@ from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
-from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning, train_step
+from tlx.setup import (
+    Setup,
+    Tuning,
+    describe_average,
+    describe_weights,
+    estimator,
+    prepare,
+    prepare_tuning,
+    train_step,
+)
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
@@ -72,6 +81,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             f"train.accumulate={config.train.accumulate}: BatchNorm uses the statistics of each part of a batch, "
             "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
         )
+    lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
@@ -219,6 +229,7 @@ def _train(
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
     train_steps = [train_step(setup, tuning, phase, reference.drawn) for phase in phases]
+    estimate = estimator(setup, tuning, splits["train"])
     batches = pipeline.training_batches(
         splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
     )
@@ -240,6 +251,7 @@ def _train(
             checkpoints=checkpoints,
             writer=writer,
             screen=screen,
+            estimator=estimate,
         )
         state, position = loop.run(state, position)
     plan = phases[position.phase].plan
@@ -247,9 +259,9 @@ def _train(
     audit({path: before[path] for path in after}, after)
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
     values = inference_values(state, loop.frozen)
-    if position.best_step not in (-1, position.step):
+    if estimate is not None or position.best_step not in (-1, position.step):
         values, _, messages = restore_values(
-            folder.path, setup.leaves, setup.plans, config, "best", sharding
+            folder.path, setup.leaves, setup.plans, config, "auto", sharding
         )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]
