@@ -63,6 +63,10 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
       tlx.training.loop.Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     config = config if isinstance(config, Config) else config_lib.build(config)
+    if config.soup.runs:
+        raise InputError(
+            "soup.runs is set, and a soup is not trained: --mode=soup (or tlx.soup) makes it of finished runs"
+        )
     folder = Workdir(Path(workdir))
     folder.check(config)
     if summary := folder.read_summary():
@@ -218,7 +222,7 @@ def _train(
         setup.weights,
         phases,
         seed=config.seed,
-        fingerprint=_fingerprint(config, splits),
+        fingerprint=setup.fingerprint,
         sharding=sharding,
     )
     reference, position = start_reference(
@@ -288,12 +292,6 @@ def _train(
     write_json_atomic(folder.summary, summary)
     print(f"report: {folder.path}/report.md", flush=True)
     return summary
-
-
-def _fingerprint(config: Config, splits: dict[str, pipeline.Split]) -> str:
-    """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
-    prints = [splits[name].fingerprint for name in ("train", "val") if name in splits]
-    return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
 
 
 def refuse_random_values(setup: Setup) -> None:

@@ -102,6 +102,19 @@ class Setup:
         return pipeline.make_splits(wanted, self.model.meta.preprocess, self.config.data)
 
     @property
+    def fingerprint(self) -> str:
+        """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
+        preprocess = self.model.meta.preprocess
+        sizes = {"train": self.augmentation.canvas, "val": preprocess.size}
+        prints = [
+            pipeline.Split(examples, preprocess, sizes[name], None).fingerprint
+            for name, examples in self.splits.given().items()
+            if name in sizes
+        ]
+        config = self.config
+        return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
+
+    @property
     def held_out(self) -> str:
         """The split that results are reported on."""
         return "test" if self.splits.test is not None else "val"

@@ -103,7 +103,7 @@ class Checkpoints:
         """Starts saving; the arrays may be donated to the next step as soon as this returns.
 
         Args:
-          state: to save.
+          state: to save; with None for the optimizer's, it is of values as inference uses them, and no run goes on from it.
           position: of the run.
           estimated: statistics that inference uses in place of the state's.
         """
@@ -114,7 +114,9 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._keep.best_step = position.best_step
             values, optimizer = _parts(state)
-            parts = {"values": values, "optimizer": optimizer}
+            parts = {"values": values}
+            if state.optimizer is not None:
+                parts["optimizer"] = optimizer
             if estimated:
                 parts["estimated"] = estimated
             if jax.default_backend() == "cpu":
@@ -179,15 +181,15 @@ class Checkpoints:
         return found
 
     def restore_values(
-        self, state_of: Callable[[int], TrainState], which: str
+        self, state_of: Callable[[int], TrainState], which: str | int
     ) -> tuple[Values, Position, list[str]] | None:
         """Reads trainable values and moving statistics alone, as inference needs them: averaged and estimated.
 
         Args:
           state_of: as for `restore`.
-          which: "last", or "best": that of the best validation metric, else the last.
+          which: "last", "best": that of the best validation metric, else the last, or a step.
 
-        Returns, raises: as `restore`.
+        Returns, raises: as `restore`; in place of a step no other is read.
         """
 
         def read(step: int) -> tuple[Values, Position]:
@@ -195,7 +197,7 @@ class Checkpoints:
             state = state_of(meta["phase"])
             shapes, numbered = _parts(state)
             wanted = {"values": shapes}
-            if has_averages(state.optimizer):
+            if "optimizer" in meta["checksums"] and has_averages(state.optimizer):
                 wanted["optimizer"] = numbered
             if "estimated" in meta["checksums"]:
                 wanted["estimated"] = state.statistics
@@ -206,8 +208,14 @@ class Checkpoints:
                 values = evaluation_values(optimizer, values)
             return {**values, **found.get("estimated", {})}, position
 
-        newest = self._first_intact(self.steps()[::-1], read)
-        if newest is None or which == "last" or newest[1].best_step in (-1, newest[1].step):
+        steps = [which] if isinstance(which, int) else self.steps()[::-1]
+        newest = self._first_intact(steps, read)
+        if (
+            isinstance(which, int)
+            or newest is None
+            or which == "last"
+            or newest[1].best_step in (-1, newest[1].step)
+        ):
             return newest
         values, position, problems = newest
         try:
