@@ -37,11 +37,12 @@ def paths(folder):
     """Returns the folders of finished runs; each is trained once, when it is first asked for."""
     fields = levels.fields(folder) | VALIDATED
     head = fields | {"tune.method": "head", "train.steps": 20, "optimizer.lr": 0.1}
+    averaged = {"optimizer.average": "ema:0.5"}  # of which no checkpoint of a soup has anything
     lora = fields | {"tune.method": "lora", "tune.rank": 2, "tune.targets": "layer3.*conv1"}
     configs = {
         "full-a": fields | {"checkpoint.every": "1", "checkpoint.keep_last": 3},
         "full-b": fields | {"optimizer.lr": 0.05, "data.augment": "flip"},
-        "head-a": head,
+        "head-a": head | averaged,
         "head-b": head | {"optimizer.lr": 0.3},
         "lora-a": lora | {"optimizer.lr": 0.1},
         "dora-b": lora | {"optimizer.lr": 0.2, "tune.method": "dora"},

@@ -59,7 +59,7 @@ def test_greedy_begins_with_the_best_and_leaves_the_bad_out(capsys):
     ]
 
 
-@pytest.mark.parametrize("order", itertools.permutations((0, 1, 2, 3)))
+@pytest.mark.parametrize("order", [*itertools.permutations((0, 1, 2, 3))])
 def test_greedy_is_never_worse_than_the_best(order):
     found = ingredients(*order)
     soup = greedy(found, values, evaluate)

@@ -136,6 +136,6 @@ _FACTS: dict[str, Callable[[Run, Run], str]] = {
     "the weights that training began with": _beginning,
     "what is trained": _trained,
     "frozen weights": lambda run, other: f"sha256 {run.facts['frozen_sha256'][:16]}",
-    "validation examples": _examples("val"),
-    "test examples": _examples("test"),
+    "validation examples (a fraction is drawn with the seed)": _examples("val"),
+    "test examples (likewise)": _examples("test"),
 }
