@@ -165,6 +165,15 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SoupConfig:
+    runs: tuple[
+        str, ...
+    ] = ()  # mode=soup: folders of finished runs of one network, or patterns as runs/sweep-*
+    kind: str = "greedy"  # greedy: only what validation does not lose by | uniform: all of them
+    checkpoints: str = "auto"  # of each run: auto (best where there is one, else last) | best | last | all that were kept
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
     task: str = "classification"  # classification | multilabel: any number of labels for a picture
@@ -175,6 +184,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    soup: SoupConfig = SoupConfig()
 
 
 # Of tuning: tlx/tuning/methods.py.
@@ -201,6 +211,8 @@ CHOICES = {
     "optimizer.decay_on": ("kernels", "all"),
     "optimizer.schedule": ("constant", "cosine", "step"),
     "eval.checkpoint": ("auto", "best", "last"),
+    "soup.kind": ("greedy", "uniform"),
+    "soup.checkpoints": ("auto", "best", "last", "all"),
     "task": tuple(DEFAULT_METRICS),
 }
 
@@ -252,6 +264,8 @@ NOT_IDENTITY = frozenset(
     "data.root data.storage data.memory_gb data.workers train.log_every eval.batch_size eval.checkpoint "
     "checkpoint.keep_last".split()
 )
+
+_SOUP = frozenset(f"soup.{field.name}" for field in dataclasses.fields(SoupConfig))
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ep|epochs?|%|steps?)?\s*")
 
@@ -390,10 +404,11 @@ def to_json(config: Config) -> dict[str, Any]:
 def differences(old: Config, new: Config) -> list[str]:
     """Returns "name: old -> new" for each field that makes these two different runs."""
     before, after = _identity(old), _identity(new)
+    missing = "not set"  # of a soup, where the other is none
     return [
-        f"{name}: {before[name]!r} -> {after[name]!r}"
-        for name in before
-        if before[name] != after[name]
+        f"{name}: {before.get(name, missing)!r} -> {after.get(name, missing)!r}"
+        for name in before | after
+        if before.get(name) != after.get(name)
     ]
 
 
@@ -410,7 +425,8 @@ def selecting_metric(config: Config) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     # A metric that is named is the same as one that is not, if it is the default.
     leaves = flatten(dataclasses.asdict(config)) | {"eval.metric": selecting_metric(config)}
-    return {name: value for name, value in leaves.items() if name not in NOT_IDENTITY}
+    others = NOT_IDENTITY if config.soup.runs else NOT_IDENTITY | _SOUP
+    return {name: value for name, value in leaves.items() if name not in others}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -21,7 +21,16 @@ from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
-from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning, train_step
+from tlx.setup import (
+    Setup,
+    Tuning,
+    describe_average,
+    describe_weights,
+    estimator,
+    prepare,
+    prepare_tuning,
+    train_step,
+)
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
@@ -54,6 +63,10 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
       tlx.training.loop.Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     config = config if isinstance(config, Config) else config_lib.build(config)
+    if config.soup.runs:
+        raise InputError(
+            "soup.runs is set, and a soup is not trained: --mode=soup (or tlx.soup) makes it of finished runs"
+        )
     folder = Workdir(Path(workdir))
     folder.check(config)
     if summary := folder.read_summary():
@@ -72,6 +85,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             f"train.accumulate={config.train.accumulate}: BatchNorm uses the statistics of each part of a batch, "
             "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
         )
+    lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
@@ -208,7 +222,7 @@ def _train(
         setup.weights,
         phases,
         seed=config.seed,
-        fingerprint=_fingerprint(config, splits),
+        fingerprint=setup.fingerprint,
         sharding=sharding,
     )
     reference, position = start_reference(
@@ -219,6 +233,7 @@ def _train(
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
     train_steps = [train_step(setup, tuning, phase, reference.drawn) for phase in phases]
+    estimate = estimator(setup, tuning, splits["train"])
     batches = pipeline.training_batches(
         splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
     )
@@ -240,6 +255,7 @@ def _train(
             checkpoints=checkpoints,
             writer=writer,
             screen=screen,
+            estimator=estimate,
         )
         state, position = loop.run(state, position)
     plan = phases[position.phase].plan
@@ -247,9 +263,9 @@ def _train(
     audit({path: before[path] for path in after}, after)
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
     values = inference_values(state, loop.frozen)
-    if position.best_step not in (-1, position.step):
+    if estimate is not None or position.best_step not in (-1, position.step):
         values, _, messages = restore_values(
-            folder.path, setup.leaves, setup.plans, config, "best", sharding
+            folder.path, setup.leaves, setup.plans, config, "auto", sharding
         )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]
@@ -276,12 +292,6 @@ def _train(
     write_json_atomic(folder.summary, summary)
     print(f"report: {folder.path}/report.md", flush=True)
     return summary
-
-
-def _fingerprint(config: Config, splits: dict[str, pipeline.Split]) -> str:
-    """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
-    prints = [splits[name].fingerprint for name in ("train", "val") if name in splits]
-    return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
 
 
 def refuse_random_values(setup: Setup) -> None:

@@ -26,8 +26,17 @@ from tlx.models.leaves import Leaf, Values, is_within, leaves
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
-from tlx.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from tlx.training.statistics import Estimator, batches_of_estimate
+from tlx.training.step import (
+    EvalStep,
+    StatisticsStep,
+    TrainStep,
+    make_eval_step,
+    make_statistics_step,
+    make_train_step,
+)
 from tlx.tuning.adapters import with_adapters
+from tlx.tuning.average import Average, parse_average
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
@@ -93,6 +102,19 @@ class Setup:
         return pipeline.make_splits(wanted, self.model.meta.preprocess, self.config.data)
 
     @property
+    def fingerprint(self) -> str:
+        """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
+        preprocess = self.model.meta.preprocess
+        sizes = {"train": self.augmentation.canvas, "val": preprocess.size}
+        prints = [
+            pipeline.Split(examples, preprocess, sizes[name], None).fingerprint
+            for name, examples in self.splits.given().items()
+            if name in sizes
+        ]
+        config = self.config
+        return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
+
+    @property
     def held_out(self) -> str:
         """The split that results are reported on."""
         return "test" if self.splits.test is not None else "val"
@@ -104,11 +126,18 @@ class Tuning:
 
     phases: tuple[Phase, ...]
     schedule: Schedule
+    average: Average | None
     loss_options: LossOptions
     mixing: Mixing
     regularizers: tuple[Regularizer, ...]
     steps_per_epoch: float
     cadence: Cadence
+
+    @property
+    def estimated_after(self) -> int | None:
+        """After how many steps the average's statistics are not those of training; None: they are, or none move."""
+        moving = any(phase.plan.statistics for phase in self.phases)
+        return self.average.estimated_after if self.average and moving else None
 
 
 def prepare(
@@ -226,10 +255,15 @@ def prepare_tuning(setup: Setup) -> Tuning:
             "nothing to do: train.epochs and train.steps are both 0 (--mode=evaluate evaluates)"
         )
     schedule = make_schedule(config.optimizer, total_steps=total, steps_per_epoch=steps_per_epoch)
+    average = parse_average(
+        config.optimizer.average,
+        functools.partial(duration, steps_per_epoch=steps_per_epoch, total_steps=total),
+    )
     phases = make_phases(
         setup.plans,
         config,
         schedule,
+        average,
         total_steps=total,
         steps_per_epoch=steps_per_epoch,
     )
@@ -263,7 +297,9 @@ def prepare_tuning(setup: Setup) -> Tuning:
         raise InputError(
             "train.patience counts validations, and there is no validation split: set data.val_fraction"
         )
-    return Tuning(phases, schedule, loss_options, mixing, regularizers, steps_per_epoch, cadence)
+    return Tuning(
+        phases, schedule, average, loss_options, mixing, regularizers, steps_per_epoch, cadence
+    )
 
 
 def train_step(
@@ -286,6 +322,49 @@ def train_step(
         drawn=drawn,
         seed=config.seed,
     )
+
+
+def statistics_step(setup: Setup, tuning: Tuning, plan: TuningPlan) -> StatisticsStep:
+    """Returns the jitted step that estimates the statistics which move in that plan."""
+    config = setup.config
+    return make_statistics_step(
+        setup.model,
+        plan,
+        setup.augmentation,
+        setup.mesh,
+        dtype=setup.dtype,
+        seed=config.seed,
+        mixing=tuning.mixing,
+        parts=config.train.accumulate,
+    )
+
+
+def estimator(setup: Setup, tuning: Tuning, split: pipeline.Split) -> Estimator | None:
+    """Returns what estimates the statistics of the average; None where none are estimated."""
+    if tuning.estimated_after is None:
+        return None
+    plans = [phase.plan for phase in tuning.phases]
+    return Estimator(
+        tuning.estimated_after,
+        plans,
+        [statistics_step(setup, tuning, plan) for plan in plans],
+        split=split,
+        seed=setup.config.seed,
+        batch_size=setup.config.train.batch_size,
+        mesh=setup.mesh,
+    )
+
+
+def describe_average(setup: Setup, tuning: Tuning) -> list[str]:
+    """Returns a line on the statistics of the average, where they are estimated."""
+    after = tuning.estimated_after
+    if after is None or setup.splits.train is None:
+        return []
+    count = batches_of_estimate(len(setup.splits.train), setup.config.train.batch_size)
+    return [
+        f"optimizer.average={setup.config.optimizer.average}: after step {after} BatchNorm statistics of the average are "
+        f"estimated before each validation and checkpoint, from the last {count} training batches"
+    ]
 
 
 def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:

@@ -60,6 +60,7 @@ def make_report(
     *,
     table: str,
     command: str,
+    table_title: str = "What was trained",
 ) -> None:
     """Writes report.md and its pictures into the workdir."""
     names = split.examples.class_names
@@ -76,5 +77,6 @@ def make_report(
         records=logging.read_records(folder.path),
         split=name,
         section=found.section(names, shown),
+        table_title=table_title,
     )
     write_report(folder.path, report)

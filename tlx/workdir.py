@@ -89,12 +89,12 @@ class Workdir:
                 "use another --workdir, or delete this one"
             )
 
-    def read_summary(self) -> dict[str, Any] | None:
-        """Returns summary.json of a completed training run, else None."""
+    def read_summary(self, mode: str = "train") -> dict[str, Any] | None:
+        """Returns summary.json of a completed training run, or of a soup with mode="soup", else None."""
         if not self.summary.is_file():
             return None
         summary = _read_json(self.summary)
-        return summary if summary.get("mode") == "train" else None
+        return summary if summary.get("mode") == mode else None
 
     def write_config(self, config: Config) -> None:
         """Writes the config."""

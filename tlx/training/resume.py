@@ -69,7 +69,7 @@ def restore_values(
     found: Mapping[str, Leaf],
     plans: Sequence[TuningPlan],
     config: Config,
-    which: str,
+    which: str | int,
     sharding: NamedSharding,
 ) -> tuple[Values, Position, Messages]:
     """Returns all values of a workdir's model for inference; writes nothing.
@@ -78,7 +78,7 @@ def restore_values(
       found: the model's leaves.
       plans: of the method's phases.
       config: the run's.
-      which: auto or best: of the best validation metric where there is one, else the last; last.
+      which: auto or best: of the best validation metric where there is one, else the last; last; or a step.
 
     Raises:
       InputError: there is no checkpoint, or none is intact.
