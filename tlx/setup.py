@@ -139,7 +139,8 @@ def prepare(
     Raises:
       InputError: anything the user can put right.
     """
-    mesh, config = make_mesh(), auto.decided(config, choices)
+    mesh, given = make_mesh(), config
+    config = auto.decided(given, choices)
     deciding = training and config.tune.method == AUTO
     if not deciding or "train.batch_size" in config.tune.keep:
         _check_batches(config, mesh)
@@ -187,16 +188,14 @@ def prepare(
         if deciding:
             multiple = mesh.size * config.train.accumulate
             found = facts(_training(splits), weights, multiple=multiple)
-            choices, undecided = auto.choose(found, config), config
-            config = auto.decided(config, choices)
+            choices = auto.choose(found, given)
+            config = auto.decided(given, choices)
             _check_batches(config, mesh)
-            if config.data != undecided.data:
+            if config.data != given.data:
                 weights, changes = _fit(config, own_name, own, file, names, classes, training)
         weights = with_adapters(weights, config.tune)
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
-        if deciding:
-            lines += ["", auto.choices_table(choices, undecided)]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
     setup = Setup(config, task, splits, weights, augmentation, mesh, _dtype(config), tuple(choices))
     return setup, lines

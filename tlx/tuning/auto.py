@@ -11,10 +11,10 @@ pictures. A class's examples are the training labels over the classes; the const
   optimizer  sgd where BatchNorm keeps the scale of the layers from mattering, as BiT's; adamw for other networks, heads
              alone and adapters. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
              arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287). A new head learns
-             faster than the network behind it by the ratio of their rates. Cosine after a warmup of 10 %.
+             five times as fast as the network behind it. Cosine after a warmup of 10 %.
   batch      about the root of the number of examples: a power of two from 16 to 256.
-  steps      16 for each root of the number of examples, which is BiT's 500 for VTAB's thousand and 20,000 for ImageNet;
-             from 50 on; from scratch four times as many; in smaller batches than the rule's as many examples.
+  steps      16 for each root of the number of examples, at least 100: about BiT's 500 at a thousand and 20,000 at a
+             million. From scratch four times as many; in batches smaller than the rule's more, to see as many examples.
   input      the weights' own size. Pictures below 96x96 are enlarged to 160 and cut to 128, as BiT's, where the
              network takes that and was trained on larger ones.
   augment    flips, but not of characters and of left and right; crops. Mixup 0.1 from 20,000 examples, as BiT's.
@@ -39,7 +39,7 @@ FROZEN_SHARE = 2 / 3  # of the stages, by partial
 LAYER_DECAY, RANK = 0.75, 8
 
 SMALLEST_BATCH, LARGEST_BATCH = 16, 256
-STEPS_PER_ROOT, FEWEST_STEPS, FROM_SCRATCH = 16, 50, 4
+STEPS_PER_ROOT, FEWEST_STEPS, FROM_SCRATCH = 16, 100, 4
 MIXUP_FROM, MIXUP = 20_000, 0.1
 SMALL_PICTURE, SMALL_RESIZE, SMALL_INPUT = 96, 160, 128  # pixels
 PADDED_INPUT = 64  # pixels, the input up to which pictures are shifted rather than cut
@@ -47,11 +47,12 @@ WARMUP = "10%"
 OFTEN = 10  # evaluations and checkpoints of a run whose epochs are shorter than that
 
 REFERENCE_BATCH = 32
+NEW_HEAD = 5  # times the rate of the network that is trained with it
 # Optimizer -> what is trained -> the rate for a batch of 32.
 RATES = {
-    "sgd": {"head": 0.1, "adapters": 0.1, "network": 0.01, "transformer": 0.003, "scratch": 0.05},
+    "sgd": {"head": 0.1, "adapters": 0.1, "network": 0.02, "transformer": 0.003, "scratch": 0.05},
     "adamw": {
-        "head": 3e-3,
+        "head": 1e-2,
         "adapters": 1e-3,
         "network": 3e-4,
         "transformer": 1e-4,
@@ -204,7 +205,7 @@ def _method(facts: Facts, picks: _Picks) -> str:
             for name, readers in FIELDS_OF.items()
             if f"tune.{name}" in picks.config.tune.keep and method not in readers
         ]
-        method, reason = allowed[0], f"{' and '.join(fields)} is set"
+        method, reason = allowed[0], f"it reads {' and '.join(fields)}, which is set"
     picks.pick("tune.method", method, reason)
     if method == "partial":
         _frozen_stages(facts, picks)
@@ -342,8 +343,7 @@ def _rate(facts: Facts, picks: _Picks, method: str, kind: str, batch: int) -> No
     picks.pick("optimizer.lr", _digits(rates[part] * scale), reason)
     by_stages = part in ("network", "transformer") and method in _STAGEWISE
     if facts.new_head and by_stages and not picks.given("optimizer.lr"):
-        ratio = _digits(rates["head"] / rates[part])
-        picks.pick("tune.groups", (f"head.lr={ratio:g}",), "the head is new, the network is not")
+        picks.pick("tune.groups", (f"head.lr={NEW_HEAD}",), "the head is new, the network is not")
 
 
 _STAGEWISE = ("full", "partial", "surgical", "gradual", "lpft")
