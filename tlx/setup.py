@@ -197,6 +197,8 @@ def prepare(
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
+    if training and choices:
+        lines += ["", auto.choices_table(choices, given)]
     setup = Setup(config, task, splits, weights, augmentation, mesh, _dtype(config), tuple(choices))
     return setup, lines
 

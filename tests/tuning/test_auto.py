@@ -45,8 +45,9 @@ def of(facts, fields=None, **changes):
     ("facts", "changes", "expected"),
     [
         (RESNET, {"examples": 8}, {"tune.method": "head"}),
-        (RESNET, {"examples": 98}, {"tune.method": "partial", "tune.freeze_stages": 4}),
-        (SQUEEZENET, {"examples": 98}, {"tune.method": "partial", "tune.freeze_stages": 6}),
+        (RESNET, {"examples": 398}, {"tune.method": "partial", "tune.freeze_stages": 4}),
+        (SQUEEZENET, {"examples": 10}, {"tune.method": "partial", "tune.freeze_stages": 6}),
+        (RESNET, {"examples": 400}, {"tune.method": "lpft"}),
         (RESNET, {"examples": 998}, {"tune.method": "lpft"}),
         (RESNET, {"examples": 1000}, {"tune.method": "full"}),
         (RESNET, {"examples": 998, "new_head": False}, {"tune.method": "full"}),
@@ -134,7 +135,7 @@ def test_flips_are_for_classes_that_have_no_side(names, flips):
 
 
 def test_more_examples_never_get_fewer_steps_smaller_batches_or_fewer_trained_stages():
-    counts = [2, 3, 10, 50, 99, 100, 101, 500, 999, 1000, 1001, 20_000, 10**6, 10**7]
+    counts = [2, 3, 9, 10, 50, 199, 200, 399, 400, 999, 1000, 1001, 20_000, 10**6, 10**7]
     order = {"head": 0, "partial": 1, "lora": 1, "lpft": 2, "full": 2}
     for facts, pretrained in itertools.product((RESNET, VIT), (True, False)):
         found = [of(facts, examples=count, pretrained=pretrained) for count in counts]
@@ -241,7 +242,7 @@ def test_an_optimizer_that_is_set_has_its_own_rate():
     assert of(RESNET, {"optimizer.name": "adam"})["optimizer.weight_decay"] == 0.0
     free = of(RESNET, {"optimizer.name": "schedule_free_adamw"})
     assert free["optimizer.schedule"] == "constant"
-    found = of(RESNET, {"optimizer.name": "prodigy"})
+    found = of(RESNET, {"optimizer.name": "prodigy"}, examples=600)
     assert found["optimizer.lr"] == 1.0 and found["tune.method"] == "full"  # it takes no phases
     for name in auto.LIKE_SGD | auto.LIKE_ADAMW | auto.FIND_THEIR_RATE:
         maker(name, "optimizer.name")  # raises where there is none

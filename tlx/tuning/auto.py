@@ -6,7 +6,7 @@ pictures. A class's examples are the training labels over the classes; the const
 
   method     no weights: full. Stages that the file lacks: partial, those and what follows them trained.
              Else by examples a class: head below 5; then convolutional networks partial (the last third of the stages)
-             below 50, lpft below 500, and full; transformers lora below 100, and full with layer decay 0.75.
+             below 200, lpft below 500, and full; transformers lora below 100, and full with layer decay 0.75.
              A head that comes from the file is where lpft's first phase leads: full in its place.
   optimizer  sgd where BatchNorm keeps the scale of the layers from mattering, as BiT's; adamw for other networks, heads
              alone and adapters. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
@@ -33,7 +33,7 @@ from tlx.errors import InputError
 
 # Examples a class below which a method is the choice.
 HEAD_BELOW = 5
-PARTIAL_BELOW, LPFT_BELOW = 50, 500  # convolutional networks
+PARTIAL_BELOW, LPFT_BELOW = 200, 500  # convolutional networks
 LORA_BELOW = 100  # transformers
 FROZEN_SHARE = 2 / 3  # of the stages, by partial
 LAYER_DECAY, RANK = 0.75, 8
