@@ -40,6 +40,7 @@ from tlx.training.reference import start_reference
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import inference_values
 from tlx.tuning.adapters import with_adapters
+from tlx.tuning.auto import decided
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
@@ -75,9 +76,11 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             f"see {folder.path}/report.md"
         )
         return summary
-    stored, origin = stored_model(folder) if folder.has_checkpoints else (None, None)
-    setup, lines = prepare(config, stored=stored, stored_origin=origin)
-    tuning = prepare_tuning(setup)
+    trained, given = folder.has_checkpoints, config
+    stored, origin = stored_model(folder) if trained else (None, None)
+    choices = folder.read_choices(config) if trained else ()
+    setup, lines = prepare(config, stored=stored, stored_origin=origin, choices=choices)
+    config, tuning = setup.config, prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
     if config.train.accumulate > 1 and any(phase.plan.statistics for phase in tuning.phases):
@@ -90,7 +93,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
     with folder.locked():
-        folder.write_config(config)
+        folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
             return _train(setup, tuning, splits, folder, checkpoints, table, command)
 
@@ -110,7 +113,11 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     begun = time.perf_counter()
     trained = folder.has_checkpoints
     stored, origin = stored_model(folder) if trained else (None, None)
-    setup, lines = prepare(config, stored=stored, stored_origin=origin, training=False)
+    choices = folder.read_choices(config) if trained else ()
+    setup, lines = prepare(
+        config, stored=stored, stored_origin=origin, choices=choices, training=False
+    )
+    config = setup.config
     print(*lines, sep="\n", flush=True)
     sharding = replicated(setup.mesh)
     if trained:
@@ -163,6 +170,7 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
     folder = Workdir(Path(workdir))
     config = folder.read_config()
     meta, origin = stored_model(folder)
+    config = decided(config, folder.read_choices(config))
     source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )

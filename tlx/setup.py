@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from tlx import pretrained
-from tlx.config import Config, duration, nearest, selecting_metric
+from tlx.config import AUTO, Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
 from tlx.data.mixing import Mixing
-from tlx.data.source import Splits, load_splits
+from tlx.data.source import Examples, Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models import default_meta
@@ -35,15 +36,17 @@ from tlx.training.step import (
     make_statistics_step,
     make_train_step,
 )
+from tlx.tuning import auto
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.average import Average, parse_average
+from tlx.tuning.facts import facts
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
 from tlx.weights.keymap import Origin
-from tlx.weights.load import Fitting, open_weights
+from tlx.weights.load import Fitting, WeightsFile, open_weights
 from tlx.weights.meta import WeightsMeta
 
 
@@ -58,6 +61,7 @@ class Setup:
     augmentation: augment.Augmentation
     mesh: Mesh
     dtype: str
+    choices: tuple[auto.Choice, ...] = ()  # of tune.method=auto; they are in `config`
 
     @property
     def model(self) -> Model:
@@ -145,16 +149,18 @@ def prepare(
     *,
     stored: WeightsMeta | None = None,
     stored_origin: Origin | None = None,
+    choices: Sequence[auto.Choice] = (),
     training: bool = True,
 ) -> tuple[Setup, list[str]]:
     """Opens the data and the weights and decides everything that follows from them.
 
     Args:
-      config: of the run.
+      config: of the run. With tune.method=auto the setup's has what was decided in its place.
       stored: the meta of a run whose values are in its workdir: no weights file is read then, and the
         data must have that run's classes.
       stored_origin: likewise what is needed to write its weights under their source's names.
-      training: False: only the held-out split is opened.
+      choices: likewise what tune.method=auto decided when it was begun.
+      training: False: only the held-out split is opened, and nothing is decided.
 
     Returns:
       The setup, and lines that tell the user what was found.
@@ -162,9 +168,11 @@ def prepare(
     Raises:
       InputError: anything the user can put right.
     """
-    mesh = make_mesh()
-    check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
-    check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
+    mesh, given = make_mesh(), config
+    config = auto.decided(given, choices)
+    deciding = training and config.tune.method == AUTO
+    if not deciding or "train.batch_size" in config.tune.keep:
+        _check_batches(config, mesh)
     own_name, own_weights = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
     splits = load_splits(config.data, config.seed, training=training, multi_hot=task.MULTI_HOT)
@@ -205,29 +213,23 @@ def prepare(
         if not classes:
             splits = in_network_order(splits, own)
             names = splits.class_names
-        shaped = pretrained.shaped(
-            own, in_channels=config.model.in_channels, stem=config.model.stem
-        )
-        resolved = preprocess.resolve(shaped.preprocess, config.data)
-        changes = preprocess.overrides(own.preprocess, resolved)
-        weights = pretrained.source(
-            own_name,
-            file=file,
-            class_names=names,
-            head=config.model.head,
-            head_init=config.model.head_init,
-            missing_ok=config.model.missing_ok,
-            meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
-            fitting=Fitting(config.model.stem_init, classes),
-            dropout=config.model.dropout,
-            drop_path=config.model.drop_path,
-            overridden=tuple(changes),
-        )
+        weights, changes = _fit(config, own_name, own, file, names, classes, training)
+        if deciding:
+            multiple = mesh.size * config.train.accumulate
+            found = facts(_training(splits), weights, multiple=multiple)
+            choices = auto.choose(found, given)
+            config = auto.decided(given, choices)
+            _check_batches(config, mesh)
+            if config.data != given.data:
+                weights, changes = _fit(config, own_name, own, file, names, classes, training)
         weights = with_adapters(weights, config.tune)
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
-    return Setup(config, task, splits, weights, augmentation, mesh, _dtype(config)), lines
+    if training and choices:
+        lines += ["", auto.choices_table(choices, given)]
+    setup = Setup(config, task, splits, weights, augmentation, mesh, _dtype(config), tuple(choices))
+    return setup, lines
 
 
 def prepare_tuning(setup: Setup) -> Tuning:
@@ -374,8 +376,55 @@ def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
 
 
+def _fit(
+    config: Config,
+    name: str,
+    own: WeightsMeta,
+    file: WeightsFile | None,
+    class_names: tuple[str, ...],
+    classes: tuple[int, ...],
+    training: bool,
+) -> tuple[pretrained.Source, list[str]]:
+    """Returns the model with its values, fitted to the config's input, and what of the weights' preprocessing it changes."""
+    shaped = pretrained.shaped(own, in_channels=config.model.in_channels, stem=config.model.stem)
+    resolved = preprocess.resolve(shaped.preprocess, config.data)
+    changes = preprocess.overrides(own.preprocess, resolved)
+    source = pretrained.source(
+        name,
+        file=file,
+        class_names=class_names,
+        head=config.model.head,
+        head_init=config.model.head_init,
+        missing_ok=config.model.missing_ok,
+        meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
+        fitting=Fitting(config.model.stem_init, classes),
+        dropout=config.model.dropout,
+        drop_path=config.model.drop_path,
+        overridden=tuple(changes),
+    )
+    return source, changes
+
+
+def _training(splits: Splits) -> Examples:
+    assert splits.train is not None
+    return splits.train
+
+
+def _check_batches(config: Config, mesh: Mesh) -> None:
+    check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
+    check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
+
+
 def _check_tuning(name: str, num_classes: int, config: Config) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
+    if config.tune.method == AUTO:  # what can be said of it: one that reads the fields that are set
+        method = auto.methods_for(config)[0]
+        tune = dataclasses.replace(config.tune, method=method, keep=())
+        schedule = config.optimizer.schedule
+        if "optimizer.schedule" not in config.tune.keep:
+            schedule = "constant"  # which every optimizer takes
+        optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+        config = dataclasses.replace(config, tune=tune, optimizer=optimizer)
     plain = pretrained.source(name, num_classes=num_classes)
     model = with_adapters(plain, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)

@@ -45,6 +45,7 @@ class Report:
     records: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
     split: str  # which split the section is about
     section: Section
+    choices: Sequence[Sequence[str]] = ()  # what auto decided: field, value, reason
     table_title: str = "What was trained"
 
 
@@ -83,6 +84,9 @@ def _markdown(report: Report, *, curves: bool) -> str:
     if report.command:
         parts += ["To run it again:", fence(report.command, "sh")]
     parts += ["## Summary", table(("", ""), _summary_rows(report.summary), align="lr")]
+    if report.choices:
+        rows = [tuple(map(escape, choice)) for choice in report.choices]
+        parts += ["## What was chosen", table(("field", "value", "reason"), rows, align="lll")]
     if report.plan_table.strip():
         parts += [f"## {report.table_title}", fence(report.plan_table.strip("\n"), "text")]
     if curves:
