@@ -40,7 +40,6 @@ from tlx.training.reference import start_reference
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import inference_values
 from tlx.tuning.adapters import with_adapters
-from tlx.tuning.auto import decided
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
@@ -168,9 +167,9 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
       InputError, InputFileNotFoundError: the folder holds no run, or its checkpoints are damaged.
     """
     folder = Workdir(Path(workdir))
-    config = folder.read_config()
+    folder.read_config()  # the folder holds a run
     meta, origin = stored_model(folder)
-    config = decided(config, folder.read_choices(config))
+    config = folder.read_decided()
     source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )

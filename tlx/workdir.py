@@ -16,7 +16,7 @@ from tlx import config as config_lib
 from tlx.config import Config
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.files import write_json_atomic
-from tlx.tuning.auto import Choice
+from tlx.tuning.auto import Choice, decided
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +77,11 @@ class Workdir:
                 f"{self.path} holds no run: there is no {self.config.name} in it"
             )
         return config_lib.from_json(_read_json(self.config))
+
+    def read_decided(self) -> Config:
+        """Returns the same with what tune.method=auto decided in it, once the run is begun. Raises as `read_choices`."""
+        config = self.read_config()
+        return decided(config, self.read_choices(config))
 
     def check(self, config: Config) -> None:
         """Raises InputError where the folder holds another run's config (names the fields) or cannot be written."""

@@ -316,3 +316,16 @@ def test_the_command_line_makes_a_soup(tmp_path, paths, capsys):
     }.items():
         assert main.main(arguments) == 2
         assert says in capsys.readouterr().err
+
+
+def test_runs_that_decided_for_themselves_are_averaged_as_what_they_became(tmp_path, folder):
+    fields = levels.fields(folder) | VALIDATED | {"tune.method": "auto", "train.batch_size": 8}
+    runs = [str(tmp_path / f"rate-{rate}") for rate in (0.01, 0.02)]
+    for path, rate in zip(runs, (0.01, 0.02), strict=True):
+        tlx.finetune(fields | {"optimizer.lr": rate}, path)
+    tlx.soup(runs, tmp_path / "soup", kind="uniform")
+    soup = Workdir(tmp_path / "soup").read_config()
+    assert soup.tune == Workdir(Path(runs[0])).read_decided().tune and soup.tune.method != "auto"
+    mean, loaded = means(*map(tlx.load, runs)), values(tlx.load(tmp_path / "soup"))
+    trained = [path for path in mean if not path.endswith(STATISTICS)]
+    assert all(np.array_equal(mean[path], loaded[path]) for path in trained)

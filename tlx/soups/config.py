@@ -32,7 +32,7 @@ def soup_config(fields: Mapping[str, Any], out: Path | None) -> Config:
     """
     soup = config_lib.build(fields).soup
     runs = _folders(soup.runs, out)
-    own = Workdir(Path(runs[0])).read_config()
+    own = Workdir(Path(runs[0])).read_decided()
     if own.tune.method in MERGED:
         # Norms are frozen beside adapters, and everything is trained where the method is full.
         norms = "train" if own.tune.batchnorm == "train" else "frozen"

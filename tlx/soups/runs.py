@@ -56,7 +56,8 @@ def open_run(path: str, config: Config) -> Run:
         if name in config_lib.NOT_IDENTITY and name.startswith("data.")
     }
     meta, origin = stored_model(folder)
-    setup, _ = prepare(config_lib.build(own, where), stored=meta, stored_origin=origin)
+    own = config_lib.build(folder.read_decided(), where)
+    setup, _ = prepare(own, stored=meta, stored_origin=origin)
     return Run(path, setup, stored_facts(folder)[1])
 
 
