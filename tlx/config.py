@@ -70,7 +70,8 @@ class DataConfig:
     mean: tuple[float, ...] = ()  # (): the weights' own
     std: tuple[float, ...] = ()
     # pad_crop:4 | random_crop | random_resized_crop:0.08 | flip | rand_augment:2:9 | trivial_augment |
-    # color_jitter:0.4 | grayscale:0.1 | random_erasing:0.5, in the order in which they are applied
+    # color_jitter:0.4 or, with hue, :0.4:0.4:0.4:0.1 | grayscale:0.1 | random_erasing:0.5, in the order in which they
+    # are applied
     augment: tuple[str, ...] = ()
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
