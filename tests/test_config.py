@@ -33,7 +33,9 @@ def test_layers_override_in_turn_and_strings_become_the_fields_types():
         ("optimizer.lr", "nan", "optimizer.lr is nan"),
         ("tune.method", "heed", "did you mean 'head'"),
         ("train.batch_size", 0, "expected 1 to"),
-        ("optimizer.warmup", "soon", "expected 500 (steps), 2ep (epochs) or 5%"),
+        ("optimizer.warmup", "soon", "expected 500 (whole steps), 2ep (epochs) or 5%"),
+        ("eval.every", "0.5", "eval.every is '0.5', expected 500 (whole steps), 2ep (epochs) or"),
+        ("checkpoint.every", "2.5steps", "checkpoint.every is '2.5steps', expected 500 (whole"),
         ("optimizer.milestones", "50%,x", "optimizer.milestones is 'x'"),
         ("data.augment", 3, "comma-separated"),
     ],
@@ -95,6 +97,11 @@ def test_a_missing_config_file_names_those_beside_it(tmp_path):
 )
 def test_durations(text, steps):
     assert config_lib.duration(text, steps_per_epoch=10, total_steps=200) == steps
+
+
+def test_a_part_of_a_step_is_no_duration():
+    with pytest.raises(InputError, match=r"'4\.5' is not a duration: write 500 \(whole steps\)"):
+        config_lib.duration("4.5", steps_per_epoch=10, total_steps=200)
 
 
 def test_the_digest_and_the_differences_follow_what_makes_another_run():

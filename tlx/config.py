@@ -258,14 +258,25 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ep|epochs?|%|ste
 
 
 def duration(text: str, *, steps_per_epoch: float, total_steps: int) -> int:
-    """Returns the number of steps that "500", "2ep" or "5%" stands for, rounded to the nearest."""
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise InputError(f"{text!r} is not a duration: write 500 (steps), 2ep (epochs) or 5%")
-    value, unit = float(match[1]), match[2] or "steps"
+    """Returns the number of steps that "500", "2ep" or "5%" stands for, rounded to the nearest.
+
+    Raises:
+      InputError: it is no duration, or a part of a step.
+    """
+    if (read := _read_duration(text)) is None:
+        raise InputError(f"{text!r} is not a duration: write 500 (whole steps), 2ep (epochs) or 5%")
+    value, unit = read
     if unit == "%":
         return round(value / 100 * total_steps)
     return round(value * steps_per_epoch) if unit.startswith("ep") else round(value)
+
+
+def _read_duration(text: str) -> tuple[float, str] | None:
+    """Returns the number and its unit; None where there is none, or it is not of whole steps."""
+    if not (match := _DURATION.fullmatch(text)):
+        return None
+    value, unit = float(match[1]), match[2] or "steps"
+    return None if unit.startswith("step") and not value.is_integer() else (value, unit)
 
 
 def fields(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -377,9 +388,9 @@ def check_choice(shown: str, value: Any, choices: Sequence[str]) -> None:
 def duration_check(name: str, texts: Iterable[str]) -> None:
     """Raises InputError, naming the field, where a text is no duration."""
     for text in texts:
-        if not _DURATION.fullmatch(text):
+        if _read_duration(text) is None:
             raise InputError(
-                f"config.{name} is {text!r}, expected 500 (steps), 2ep (epochs) or 5% (of the run)"
+                f"config.{name} is {text!r}, expected 500 (whole steps), 2ep (epochs) or 5% (of the run)"
             )
 
 

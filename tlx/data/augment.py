@@ -94,7 +94,8 @@ class _Kind:
 
 def _form(name: str, values: Sequence[_Value]) -> str:
     limits = ", ".join(f"{v.low:g} <= {v.name} <= {v.high:g}" for v in values)
-    return f"{':'.join((name, *(v.name for v in values)))} with {limits}"
+    whole = "".join(f", {v.name} a whole number" for v in values if v.whole)
+    return f"{':'.join((name, *(v.name for v in values)))} with {limits}{whole}"
 
 
 def parse(texts: Sequence[str], preprocess: ImagePreprocess) -> Augmentation:
@@ -206,7 +207,7 @@ def _strengths(*names: str) -> tuple[_Value, ...]:
 
 
 AUGMENTATIONS = {
-    "pad_crop": _Kind(_pad_crop, (_Value("VALUE", 4, 1, 256),)),
+    "pad_crop": _Kind(_pad_crop, (_Value("VALUE", 4, 1, 256, whole=True),)),
     "random_crop": _Kind(_random_crop, cuts=True),
     "random_resized_crop": _Kind(
         _random_resized_crop, (_Value("VALUE", 0.08, 0.01, 1),), cuts=True

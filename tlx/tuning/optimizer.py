@@ -180,4 +180,6 @@ def _read_value(text: str, parameter: inspect.Parameter) -> Any:
         if "dtype" not in parameter.name and not isinstance(parameter.default, str):
             raise
         value = text
+    if type(parameter.default) is int and type(value) is not int:
+        raise ValueError
     return jnp.dtype(value) if "dtype" in parameter.name and value is not None else value
