@@ -101,7 +101,8 @@ class TuneConfig:
     ] = ()  # rules: REGEX=GROUP, first match wins, no commas in a REGEX; group frozen is not trained
     groups: tuple[
         str, ...
-    ] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0
+    ] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0, head.optimizer=adamw,
+    # head.options=b2=0.95;eps=1e-6
     batchnorm: str = (
         "auto"  # auto: running statistics where frozen | frozen: everywhere | train: nowhere
     )
