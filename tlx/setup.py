@@ -16,7 +16,7 @@ from tlx import pretrained
 from tlx.config import Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
-from tlx.data.mixing import Mixing
+from tlx.data.mixing import Mixing, make_mixing
 from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
@@ -218,7 +218,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         )
     labels, names = setup.splits.train.labels, setup.splits.class_names
     loss_options = setup.task.loss_options(config.train, labels, names)
-    mixing = Mixing(config.train.mixup, config.train.cutmix, len(names))
+    mixing = make_mixing(config.train, len(names))
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
