@@ -6,7 +6,8 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import numpy as np
 from tlx import models
 from tlx.config import check_choice, checked
 from tlx.errors import InputError
-from tlx.models.adapters import initial_magnitudes, merged
+from tlx.models.adapters import adapted_layers, initial_magnitudes, merged
 from tlx.models.base import Model
 from tlx.models.layers import Initializer, zeros
 from tlx.models.leaves import (
@@ -132,8 +133,20 @@ class Source:
             lines.append(f"dropped from the file: {listing(self.loaded.dropped)}")
         if self.loaded.fresh:
             lines.append(f"initialised afresh: {listing(self.loaded.fresh)}")
+        if layers := dict(adapted_layers(self.model)):
+            (kind,) = {type(layer.adapter).__name__ for layer in layers.values()}
+            lines.append(
+                f"initialised afresh, so that they change nothing at first: {kind} adapters at {_layers(layers)}"
+            )
         lines += self.loaded.fitted
         return lines
+
+
+def _layers(paths: Collection[str]) -> str:
+    """Returns how many layers there are, and their paths; those of more than eight counted by stage."""
+    stages = Counter(path.split(".", 1)[0] for path in paths)
+    named = paths if len(paths) <= 8 else (f"{name} ({n})" for name, n in stages.items())
+    return f"{len(paths)} layers: {', '.join(named)}"
 
 
 def source(
