@@ -20,7 +20,7 @@ from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
-from tlx.tuning.penalties import Penalties
+from tlx.tuning.penalties import Penalties, need_outputs
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import Regularizer
 
@@ -86,7 +86,8 @@ def make_train_step(
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
-    penalties = Penalties(regularizers, plan, inference_model(model, dtype), drawn)
+    source_model = inference_model(model, dtype) if need_outputs(regularizers) else None
+    penalties = Penalties(regularizers, plan, source_model, drawn)
 
     def split(rows: jax.Array) -> jax.Array:
         # Every part takes rows from all over the batch, and so from every device.
