@@ -34,7 +34,7 @@ from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
-from tlx.weights.peft import save_adapters
+from tlx.weights.peft_write import save_adapters
 from tlx.workdir import Workdir
 
 AnyConfig = Config | Mapping[str, Any]  # also an ml_collections.ConfigDict

@@ -14,7 +14,7 @@ from tlx.models.leaves import values, with_values
 from tlx.pretrained import source
 from tlx.tuning.adapters import METHODS, attach, with_adapters
 from tlx.weights.files import read_weights
-from tlx.weights.peft import load_adapters
+from tlx.weights.peft_read import load_adapters
 
 MERGEABLE = ("lora", "dora", "ia3")
 NETWORKS = {
