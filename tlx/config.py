@@ -35,6 +35,9 @@ class ModelConfig:
     head: str = (
         "auto"  # auto: keep the file's head when its class names are the data's | keep | new
     )
+    # a folder of lora, dora or ia3 adapters that are trained on, as peft or --mode=export (export/adapter) wrote them;
+    # layers, rank and alpha are theirs, and the head where its classes are the data's
+    adapters: str = ""
     missing_ok: tuple[str, ...] = ()  # parameters the file may lack: a stage's name or a regex
     head_init: str = "default"  # how a new head is drawn: default | zero | small (a hundredth)
     in_channels: int = 0  # of the input; 0: as the weights; the first kernel is made to fit

@@ -62,8 +62,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             f"see {folder.path}/report.md"
         )
         return summary
-    stored, origin = stored_model(folder) if folder.has_checkpoints else (None, None)
-    setup, lines = prepare(config, stored=stored, stored_origin=origin)
+    stored = stored_model(folder) if folder.has_checkpoints else None
+    setup, lines = prepare(config, stored=stored)
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
@@ -95,8 +95,8 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     folder.check(config)
     begun = time.perf_counter()
     trained = folder.has_checkpoints
-    stored, origin = stored_model(folder) if trained else (None, None)
-    setup, lines = prepare(config, stored=stored, stored_origin=origin, training=False)
+    stored = stored_model(folder) if trained else None
+    setup, lines = prepare(config, stored=stored, training=False)
     print(*lines, sep="\n", flush=True)
     sharding = replicated(setup.mesh)
     if trained:
@@ -148,11 +148,11 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
     """
     folder = Workdir(Path(workdir))
     config = folder.read_config()
-    meta, origin = stored_model(folder)
+    meta, origin, adapters = stored_model(folder)
     source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )
-    model = with_adapters(source, config.tune).model
+    model = with_adapters(source, config.tune, adapters).model
     found = leaves(model)
     plans = make_plans(found, model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(

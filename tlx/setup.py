@@ -26,6 +26,7 @@ from tlx.models.leaves import Leaf, Values, is_within, leaves
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
+from tlx.training.resume import StoredModel
 from tlx.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.optimizer import make_optimizer
@@ -33,9 +34,10 @@ from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
-from tlx.weights.keymap import Origin
+from tlx.tuning.trained_adapters import check_method, with_trained_adapters
 from tlx.weights.load import Fitting, open_weights
 from tlx.weights.meta import WeightsMeta
+from tlx.weights.peft_read import AdapterFiles, open_adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,17 +116,15 @@ class Tuning:
 def prepare(
     config: Config,
     *,
-    stored: WeightsMeta | None = None,
-    stored_origin: Origin | None = None,
+    stored: StoredModel | None = None,
     training: bool = True,
 ) -> tuple[Setup, list[str]]:
     """Opens the data and the weights and decides everything that follows from them.
 
     Args:
       config: of the run.
-      stored: the meta of a run whose values are in its workdir: no weights file is read then, and the
+      stored: the model of a run whose values are in its workdir: no weights file is read then, and the
         data must have that run's classes.
-      stored_origin: likewise what is needed to write its weights under their source's names.
       training: False: only the held-out split is opened.
 
     Returns:
@@ -150,21 +150,26 @@ def prepare(
     lines = [f"data: {config.data.source} {config.data.root}".rstrip() + f": {_counts(splits)}"]
     lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
     if stored is not None:
-        splits = in_network_order(splits, stored)
+        splits = in_network_order(splits, stored.meta)
         names = splits.class_names
-        _check_classes(stored, names)
+        _check_classes(stored.meta, names)
         weights = pretrained.source(
-            stored.architecture,
+            stored.meta.architecture,
             class_names=names,
-            meta=stored,
-            origin=stored_origin,
+            meta=stored.meta,
+            origin=stored.origin,
             dropout=config.model.dropout,
             drop_path=config.model.drop_path,
         )
-        weights = with_adapters(weights, config.tune)
+        weights = with_adapters(weights, config.tune, stored.adapters)
     else:
+        files = open_adapters(config.model.adapters) if config.model.adapters else None
+        if files and own_weights == "none":
+            raise InputError(
+                "model.adapters were trained on weights that stay as they are, but model.weights is none"
+            )
         if training:
-            _check_tuning(own_name, len(names), config)  # before anything is fetched
+            _check_tuning(own_name, len(names), config, files)  # before anything is fetched
         file = None if own_weights == "none" else open_weights(own_name, own_weights)
         own = file.meta if file else default_meta(own_name)
         classes = resolve_subset(config.data.class_subset, names, own)
@@ -181,11 +186,11 @@ def prepare(
         )
         resolved = preprocess.resolve(shaped.preprocess, config.data)
         changes = preprocess.overrides(own.preprocess, resolved)
-        weights = pretrained.source(
+        source = functools.partial(
+            pretrained.source,
             own_name,
             file=file,
             class_names=names,
-            head=config.model.head,
             head_init=config.model.head_init,
             missing_ok=config.model.missing_ok,
             meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
@@ -194,9 +199,15 @@ def prepare(
             drop_path=config.model.drop_path,
             overridden=tuple(changes),
         )
-        weights = with_adapters(weights, config.tune)
+        if files:
+            weights = with_trained_adapters(source, files, config.tune, config.model.head, names)
+        else:
+            weights = with_adapters(source(head=config.model.head), config.tune)
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
+        if files and files.meta:
+            other = preprocess.overrides(files.meta.preprocess, resolved)
+            lines += [f"the adapters were trained with other preprocessing: {x}" for x in other]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
     return Setup(config, task, splits, weights, augmentation, mesh, _dtype(config)), lines
 
@@ -295,8 +306,10 @@ def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
 
 
-def _check_tuning(name: str, num_classes: int, config: Config) -> None:
+def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFiles | None) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
+    if files:
+        check_method(files, config.tune)
     plain = pretrained.source(name, num_classes=num_classes)
     model = with_adapters(plain, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)

@@ -6,7 +6,7 @@
   biases of normalisations, too.
 - `init:ALPHA`: the same pull without a gradient (decoupled, as AdamW's decay: Loshchilov & Hutter 2017,
   arXiv:1711.05101): behind the optimizer's update w -= rate * ALPHA * (w - w0), with the group's own rate, for every
-  trainable parameter; w0 of a new head or an adapter is what was drawn for it.
+  trainable parameter; w0 of a new head or an adapter is what was drawn for it, or what `model.adapters` has.
 - `delta:STRENGTH`, DELTA (Li et al. 2019, arXiv:1901.09229) without its attention weights: for each stage of which a
   parameter is trained, the squared distance of its output from that of the source network on the same batch, summed over
   channels, averaged over examples and positions; STRENGTH times the sum over stages. The source network is in inference
@@ -132,7 +132,7 @@ def check(
         if one.name == "l2sp" and any(f".{ADAPTER}." in path for path in trained):
             raise InputError(
                 f"{start} pulls values back to those of the weights file, which tune.method={method} leaves as they are: "
-                "use init (it pulls the adapters back to where they change nothing), delta or bss"
+                "use init (it pulls the adapters back to where they began), delta or bss"
             )
         if one.name == "l2sp" and loaded is not None and not trained & set(loaded):
             raise InputError(

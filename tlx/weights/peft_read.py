@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -123,6 +124,9 @@ def open_adapters(folder: str | Path) -> AdapterFiles:
     files = AdapterFiles(folder, config, arrays, stored_meta(folder / WEIGHTS))
     if not files.parts:
         raise InputError(f"{folder / WEIGHTS} holds no adapters")
+    for name, array in arrays.items():
+        if not jax.dtypes.issubdtype(array.dtype, np.floating):
+            raise InputError(f"{folder / WEIGHTS}: {name} holds {array.dtype} values")
     return files
 
 
@@ -130,8 +134,12 @@ def fit_adapters(model: Model, files: AdapterFiles) -> Fitted:
     """Holds the files against a plain model, abstract or not.
 
     Raises:
-      InputError: modules that the network does not have, tensors missing or unknown, or shapes that differ.
+      InputError: adapters of another architecture, modules that the network does not have, tensors missing or unknown, or shapes that differ.
     """
+    if files.meta and files.meta.architecture != model.meta.architecture:
+        raise InputError(
+            f"{files.folder} holds adapters of {files.meta.architecture}, but the model is {model.meta.architecture}"
+        )
     table, places = _fitting_table(model, files.parts, files.beside, files.folder)
     specs: dict[str, Spec] = {}
     arrays: dict[str, np.ndarray] = {}
