@@ -21,7 +21,15 @@ from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, leaves, with_values
-from tlx.setup import Setup, Tuning, describe_weights, prepare, prepare_tuning, train_step
+from tlx.setup import (
+    Setup,
+    Tuning,
+    describe_parts,
+    describe_weights,
+    prepare,
+    prepare_tuning,
+    train_step,
+)
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints
@@ -67,11 +75,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     tuning = prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
-    if config.train.accumulate > 1 and any(phase.plan.statistics for phase in tuning.phases):
-        lines.append(
-            f"train.accumulate={config.train.accumulate}: BatchNorm uses the statistics of each part of a batch, "
-            "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
-        )
+    lines += describe_parts(config.train.accumulate, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)

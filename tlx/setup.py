@@ -299,6 +299,22 @@ def train_step(
     )
 
 
+def describe_parts(parts: int, tuning: Tuning) -> list[str]:
+    """Returns a line for each way in which training with parts of a batch differs from that with whole batches."""
+    lines = []
+    if parts > 1 and any(phase.plan.statistics for phase in tuning.phases):
+        lines.append(
+            f"train.accumulate={parts}: BatchNorm uses the statistics of each part of a batch, "
+            "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
+        )
+    if parts > 1 and any(one.name == "bss" for one in tuning.regularizers):
+        lines.append(
+            f"train.accumulate={parts}: bss shrinks the smallest singular values of the features of each part of a batch, "
+            "which are not those of the whole batch"
+        )
+    return lines
+
+
 def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     """Returns a line with the classes' weights, where they have any."""
     pairs = [f"{name} {w:.3g}" for name, w in zip(names, options.class_weights, strict=False)]

@@ -82,7 +82,8 @@ def make_train_step(
     `fold_in(seed, step)`. Metrics: loss, the task's own of the (mixed) batch, gradient norm of the trainable leaves.
 
     With `parts` above 1 the gradient is summed over as many parts of the batch, one after the other: the same as that of
-    the whole batch but for rounding, where no batch statistics are used and nothing is dropped at random.
+    the whole batch but for rounding, where no batch statistics are used, nothing is dropped at random and no singular
+    values are shrunk.
     """
     forward = training_model(model, plan, dtype)
     preprocess = model.meta.preprocess
