@@ -7,11 +7,13 @@
 - `init:ALPHA`: the same pull without a gradient (decoupled, as AdamW's decay: Loshchilov & Hutter 2017,
   arXiv:1711.05101): behind the optimizer's update w -= rate * ALPHA * (w - w0), with the group's own rate, for every
   trainable parameter; w0 of a new head or an adapter is what was drawn for it, or what `model.adapters` has.
-- `delta:STRENGTH`, DELTA (Li et al. 2019, arXiv:1901.09229) without its attention weights: for each stage of which a
-  parameter is trained, the squared distance of its output from that of the source network on the same batch, summed over
-  channels, averaged over examples and positions; STRENGTH times the sum over stages. The source network is in inference
-  mode, so that a stage whose BatchNorms use the batch's statistics is away from it at the first step already. The paper's
-  decay of the new head is not part of it.
+- `delta:STRENGTH`, the behaviour of DELTA (Li et al. 2019, arXiv:1901.09229) without its attention: for each stage of which
+  a parameter is trained, the squared distance of its output from that of the source network on the same batch, summed over
+  channels, averaged over examples and positions; STRENGTH times the sum over stages. All channels of all of these stages count
+  the same, where the paper weights each filter by a softmax over how much the loss of the source network, with a classifier
+  for the new classes, rises without that filter. The source network is in inference mode, so that a stage whose BatchNorms use
+  the batch's statistics is away from it at the first step already. The paper's second term, a decay of the weights that the
+  source network does not have (the new head), is not part of it.
 - `bss:STRENGTH[:K]`, batch spectral shrinkage (Chen et al. 2019, NeurIPS, "Catastrophic forgetting meets negative
   transfer"): STRENGTH times the sum of the squares of the K (1 unless it is given) smallest singular values of the
   batch's features, [B, D], the head's input before its dropout. With `train.accumulate` it sees one part of the batch at a
