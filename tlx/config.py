@@ -300,6 +300,13 @@ def defaults() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
 
 
+def based_on(path: str | Path) -> ml_collections.ConfigDict:
+    """Returns another file's config as a locked ConfigDict, for `get_config` to edit. Raises as `load`."""
+    config = defaults()
+    config.update_from_flattened_dict(load(path))
+    return config
+
+
 def load(path: str | Path) -> dict[str, Any]:
     """Runs the config file's `get_config()` and returns its leaves as dotted name -> value."""
     path = Path(path)
