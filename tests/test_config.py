@@ -142,3 +142,59 @@ def test_importing_tlx_and_checking_a_config_import_no_jax():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+AUTO = {"tune.method": "auto"}
+
+
+def kept(*layers):
+    return set(config_lib.build(*layers).tune.keep)
+
+
+def test_auto_keeps_the_fields_that_a_partial_layer_names_even_at_their_defaults():
+    assert kept(AUTO) == set()
+    assert kept(AUTO, {"optimizer.lr": "0.01", "train": {"steps": 0}, "seed": 3}) == {
+        "optimizer.lr",
+        "train.steps",
+    }
+    assert kept(AUTO | {"optimizer.lr": 0.3}, {"optimizer.lr": 0.01}) == {"optimizer.lr"}
+    assert kept(AUTO, {"tune.keep": "train.mixup"}, {"train.steps": 5}) == {
+        "train.mixup",
+        "train.steps",
+    }
+
+
+def test_auto_keeps_of_a_complete_layer_what_differs_from_the_defaults():
+    edited = config_lib.defaults()
+    edited.tune.method, edited.train.batch_size, edited.optimizer.lr = "auto", 7, 0.01
+    edited.data.root, edited.train.log_every = "there", 3
+    assert kept(edited) == {"train.batch_size"}
+    assert kept(edited, {"optimizer.lr": 0.01}) == {"train.batch_size", "optimizer.lr"}
+    edited.tune.keep = ("train.mixup",)
+    assert kept(edited) == {"train.batch_size", "train.mixup"}
+    edited.tune.method = "head"
+    edited.tune.keep = ()
+    assert kept(edited, AUTO) == {"train.batch_size"}
+
+
+def test_what_auto_keeps_survives_json_and_is_part_of_the_run():
+    config = config_lib.build(AUTO, {"optimizer.lr": 0.01})
+    assert config.tune.keep == ("optimizer.lr",)
+    stored = config_lib.to_json(config)
+    assert config_lib.from_json(stored) == config_lib.build(stored) == config
+    assert config_lib.build(config, {"data.root": "moved"}).tune.keep == ("optimizer.lr",)
+    del stored["train"]["mixup"]  # as a version wrote it that did not know the field
+    assert config_lib.from_json(stored) == config
+    assert config_lib.build(config_lib.build(AUTO), {"optimizer.lr": 0.01}) == config
+    assert config_lib.differences(config_lib.build(AUTO), config) == [
+        "tune.keep: () -> ('optimizer.lr',)"
+    ]
+    assert config_lib.digest(config) != config_lib.digest(config_lib.build(AUTO))
+
+
+def test_without_auto_nothing_is_kept_and_other_names_are_refused():
+    assert kept({"tune.method": "head", "optimizer.lr": 0.01}) == set()
+    assert kept(config_lib.build(AUTO, {"optimizer.lr": 0.01}), {"tune.method": "head"}) == set()
+    for layers in ((AUTO | {"tune.keep": "optimiser.lr"},), (AUTO, {"tune.keep": "seed"})):
+        with pytest.raises(InputError, match=r"tune\.keep: .* is no field that auto decides"):
+            config_lib.build(*layers)

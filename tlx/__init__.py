@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from tlx.run import evaluate as evaluate
     from tlx.run import finetune as finetune
     from tlx.run import load as load
+    from tlx.soups.make import soup as soup
     from tlx.weights.meta import WeightsMeta as WeightsMeta
     from tlx.weights.peft_read import load_adapters as load_adapters
     from tlx.weights.peft_write import save_adapters as save_adapters
@@ -32,6 +33,7 @@ _PUBLIC = {
     "preprocess": ("tlx.data.preprocess", "preprocess_fn"),
     "save_adapters": ("tlx.weights.peft_write", "save_adapters"),
     "save_weights": ("tlx.pretrained", "save_weights"),
+    "soup": ("tlx.soups.make", "soup"),
 }
 
 __all__ = list(_PUBLIC)

@@ -84,7 +84,8 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TuneConfig:
-    method: str = "full"  # one of METHODS below; tlx/tuning/methods.py says what each does
+    method: str = "full"  # one of METHODS below (tlx/tuning/methods.py says what each does), or
+    # auto: it and the other AUTO_FIELDS are decided from data, weights and model (tlx/tuning/auto.py)
     freeze_stages: int = (
         0  # partial, gradual, lpft: how many stages, from the stem, are never trained
     )
@@ -111,6 +112,9 @@ class TuneConfig:
     )
     # towards the source network: l2sp:ALPHA[:BETA] | init:ALPHA | delta:STRENGTH | bss:STRENGTH[:K]
     regularizers: tuple[str, ...] = ()  # see tlx/tuning/regularizers.py
+    keep: tuple[
+        str, ...
+    ] = ()  # auto: fields that are left as they are, as train.mixup; those that you set are added
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,6 +174,15 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class SoupConfig:
+    runs: tuple[
+        str, ...
+    ] = ()  # mode=soup: folders of finished runs of one network, or patterns as runs/sweep-*
+    kind: str = "greedy"  # greedy: only what validation does not lose by | uniform: all of them
+    checkpoints: str = "auto"  # of each run: auto (best where there is one, else last) | best | last | all that were kept
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
     task: str = "classification"  # classification | multilabel: any number of labels for a picture
@@ -180,12 +193,39 @@ class Config:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    soup: SoupConfig = SoupConfig()
 
 
 # Of tuning: tlx/tuning/methods.py.
 METHODS = (
     *("full", "head", "partial", "surgical", "gradual", "lpft", "bitfit", "norms"),
     *("lora", "dora", "ia3", "bottleneck", "rules"),
+)
+
+# Field of tuning -> the methods that read it; with others it is refused, rather than passed over.
+FIELDS_OF = {
+    "freeze_stages": ("partial", "gradual", "lpft"),
+    "train_stages": ("surgical",),
+    "unfreeze_every": ("gradual",),
+    "head_first": ("lpft",),
+    "layer_decay": ("full", "partial", "surgical", "gradual", "lpft"),
+    "rank": ("lora", "dora", "bottleneck"),
+    "alpha": ("lora", "dora"),
+    "targets": ("lora", "dora", "ia3", "bottleneck"),
+    "rules": ("rules",),
+    "keep": ("auto",),
+}
+
+AUTO = "auto"
+
+# What tune.method=auto decides where it is not set, or takes into account where it is: tlx/tuning/auto.py.
+AUTO_FIELDS = (
+    *(f"tune.{field}" for field in FIELDS_OF if field != "keep"),
+    *("tune.groups", "optimizer.name", "optimizer.lr", "optimizer.options"),
+    *("optimizer.weight_decay", "optimizer.schedule", "optimizer.warmup", "optimizer.milestones"),
+    *("optimizer.gamma", "train.epochs", "train.steps", "train.batch_size", "train.mixup"),
+    *("train.cutmix", "data.image_size", "data.resize", "data.augment", "eval.every"),
+    "checkpoint.every",
 )
 
 # Task -> what selects the best checkpoint where `eval.metric` is not set.
@@ -201,11 +241,13 @@ CHOICES = {
     "data.storage": ("auto", "memory", "stream"),
     "data.resize_mode": ("", "short_side", "squash"),
     "data.interpolation": ("", "nearest", "bilinear", "bicubic", "lanczos"),
-    "tune.method": METHODS,
+    "tune.method": (*METHODS, AUTO),
     "tune.batchnorm": ("auto", "frozen", "train"),
     "optimizer.decay_on": ("kernels", "all"),
     "optimizer.schedule": ("constant", "cosine", "step"),
     "eval.checkpoint": ("auto", "best", "last"),
+    "soup.kind": ("greedy", "uniform"),
+    "soup.checkpoints": ("auto", "best", "last", "all"),
     "task": tuple(DEFAULT_METRICS),
 }
 
@@ -257,6 +299,8 @@ NOT_IDENTITY = frozenset(
     "data.root data.storage data.memory_gb data.workers train.log_every eval.batch_size eval.checkpoint "
     "checkpoint.keep_last".split()
 )
+
+_SOUP = frozenset(f"soup.{field.name}" for field in dataclasses.fields(SoupConfig))
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ep|epochs?|%|steps?)?\s*")
 
@@ -347,23 +391,53 @@ def build(*layers: Mapping[str, Any] | ml_collections.ConfigDict | Config) -> Co
 
     A layer is nested or dotted; its values have the field's type or are strings to be parsed into it.
 
+    With tune.method=auto the AUTO_FIELDS that are set go into `tune.keep`. A layer sets the fields that it names; one
+    that names all of them, as a `defaults()` that was edited, those that differ from the schema's defaults.
+
     Raises:
       InputError: an unknown key (with the nearest one), a wrong type, or a value out of range.
     """
     schema = fields()
     values = {name: default for name, (_, default) in schema.items()}
+    given: set[str] = set()
     for layer in layers:
-        mapping = dataclasses.asdict(layer) if isinstance(layer, Config) else layer
-        for name, value in flatten(mapping).items():
-            if name not in schema:
-                raise InputError(f"unknown config key {name!r}{nearest(name, schema)}")
-            values[name] = _coerce(f"config.{name}", value, schema[name][0])
+        own = flatten(dataclasses.asdict(layer) if isinstance(layer, Config) else layer)
+        if unknown := [name for name in own if name not in schema]:
+            raise InputError(f"unknown config key {unknown[0]!r}{nearest(unknown[0], schema)}")
+        own = {name: _coerce(f"config.{name}", own[name], schema[name][0]) for name in own}
+        complete = own.keys() == schema.keys()
+        given |= {name for name in own if not complete or own[name] != schema[name][1]}
+        if complete and own["tune.method"] == AUTO:  # what was set before it was completed
+            given |= set(_checked_keep(own.pop("tune.keep")))
+        values |= own
+    if values["tune.method"] == AUTO:
+        given |= set(_checked_keep(values["tune.keep"]))
+        values["tune.keep"] = tuple(name for name in AUTO_FIELDS if name in given)
     for name in (*CHOICES, *RANGES):
         _check(name, values[name], f"config.{name}")
     for name in DURATIONS:
         duration_check(name, (values[name],))
     duration_check("optimizer.milestones", values["optimizer.milestones"])
     return _assemble(Config, values, "")
+
+
+def from_json(values: Mapping[str, Any]) -> Config:
+    """Returns the config that `to_json` gave; fields that it did not have yet are at their defaults.
+
+    Raises:
+      InputError: as `build`.
+    """
+    return build(flatten(dataclasses.asdict(Config())) | flatten(values))
+
+
+def _checked_keep(names: Iterable[str]) -> Iterable[str]:
+    for name in names:
+        if name not in AUTO_FIELDS:
+            raise InputError(
+                f"config.tune.keep: {name!r} is no field that auto decides{nearest(name, AUTO_FIELDS)} "
+                f"(there are: {', '.join(AUTO_FIELDS)})"
+            )
+    return names
 
 
 def checked(name: str, value: Any, shown: str) -> Any:
@@ -413,10 +487,11 @@ def to_json(config: Config) -> dict[str, Any]:
 def differences(old: Config, new: Config) -> list[str]:
     """Returns "name: old -> new" for each field that makes these two different runs."""
     before, after = _identity(old), _identity(new)
+    missing = "not set"  # of a soup, where the other is none
     return [
-        f"{name}: {before[name]!r} -> {after[name]!r}"
-        for name in before
-        if before[name] != after[name]
+        f"{name}: {before.get(name, missing)!r} -> {after.get(name, missing)!r}"
+        for name in before | after
+        if before.get(name) != after.get(name)
     ]
 
 
@@ -433,7 +508,8 @@ def selecting_metric(config: Config) -> str:
 def _identity(config: Config) -> dict[str, Any]:
     # A metric that is named is the same as one that is not, if it is the default.
     leaves = flatten(dataclasses.asdict(config)) | {"eval.metric": selecting_metric(config)}
-    return {name: value for name, value in leaves.items() if name not in NOT_IDENTITY}
+    others = NOT_IDENTITY if config.soup.runs else NOT_IDENTITY | _SOUP
+    return {name: value for name, value in leaves.items() if name not in others}
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

@@ -72,7 +72,7 @@ def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> 
     """
     config = config if isinstance(config, Config) else config_lib.build(config)
     setup, lines = prepare(config)
-    tuning = prepare_tuning(setup)
+    config, tuning = setup.config, prepare_tuning(setup)
     plan = tuning.phases[-1].plan
 
     def schedule(step: jax.Array | int) -> jax.Array:

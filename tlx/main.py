@@ -1,4 +1,4 @@
-"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|export|lr_find] [--config.FIELD=VALUE ...]
+"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|export|lr_find|soup] [--config.FIELD=VALUE ...]
 
 Exit codes: 0 done; 2 the input is wrong (one line says what); 75 interrupted, the same command goes on; 1 a bug.
 """
@@ -17,11 +17,12 @@ from typing import Any
 from tlx import config as config_lib
 from tlx.config import Config
 from tlx.errors import InputError
+from tlx.soups.config import soup_config
 from tlx.workdir import Workdir, default_path
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
-MODES = ("train", "evaluate", "export", "lr_find")
+MODES = ("train", "evaluate", "export", "lr_find", "soup")
 
 HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".join(MODES)}] [--config.FIELD=VALUE ...]
 
@@ -32,7 +33,8 @@ HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".
   --mode=MODE           train (the default; the same command again resumes); evaluate: the
                         checkpoint in the workdir, or the pretrained network as it is; export: the
                         trained network as one file under its source's names, to WORKDIR/export;
-                        lr_find: the learning-rate range test, to WORKDIR/lr_find.png
+                        lr_find: the learning-rate range test, to WORKDIR/lr_find.png; soup: the mean of
+                        the finished runs that --config.soup.runs names, with their config, to WORKDIR
   --fields              lists the config's fields and their defaults
 """
 
@@ -112,12 +114,13 @@ def _main(arguments: Sequence[str]) -> int:
         raise InputError(
             f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}"
         )
-    config, workdir = _config_and_workdir(flags, overrides)
+    config, workdir = (_soup if mode == "soup" else _config_and_workdir)(flags, overrides)
     if mode != "lr_find":  # which is done for several configs, before there is a run
         workdir.check(config)
 
     # Only now the heavy imports: whatever is wrong above is said at once.
     from tlx import lr_find, run
+    from tlx.soups import make
     from tlx.training.loop import Interrupted
 
     command = "python -m tlx.main " + shlex.join(arguments)
@@ -128,6 +131,8 @@ def _main(arguments: Sequence[str]) -> int:
             run.export(workdir.path, checkpoint=config.eval.checkpoint)
         elif mode == "lr_find":
             lr_find.lr_find(config, workdir.path)
+        elif mode == "soup":
+            make.make_soup(config, workdir.path, command=command)
         else:
             run.evaluate(config, workdir.path, command=command)
     except Interrupted as stop:
@@ -152,6 +157,19 @@ def _config_and_workdir(flags: dict[str, str], overrides: dict[str, Any]) -> tup
         )
     path = Path(flags["--workdir"]) if "--workdir" in flags else default_path(config, name)
     return config, Workdir(path)
+
+
+def _soup(flags: dict[str, str], overrides: dict[str, Any]) -> tuple[Config, Workdir]:
+    if "--config" in flags:
+        raise InputError("--mode=soup takes the config of its runs: leave --config out")
+    path = Path(flags["--workdir"]) if "--workdir" in flags else None
+    if "soup.runs" not in overrides and path is not None and Workdir(path).config.is_file():
+        config = config_lib.build(Workdir(path).read_config(), overrides)  # the soup that is there
+        if not config.soup.runs:
+            raise InputError(f"{path} is a run: a soup needs a folder of its own")
+    else:
+        config = soup_config(overrides, path)
+    return config, Workdir(path or default_path(config, "soup"))
 
 
 def _complain(text: str) -> int:

@@ -24,8 +24,10 @@ from tlx.models.leaves import is_within, leaves, with_values
 from tlx.setup import (
     Setup,
     Tuning,
+    describe_average,
     describe_parts,
     describe_weights,
+    estimator,
     prepare,
     prepare_tuning,
     train_step,
@@ -39,6 +41,7 @@ from tlx.training.reference import start_reference
 from tlx.training.resume import restore_values, start, stored_facts, stored_model
 from tlx.training.state import inference_values
 from tlx.tuning.adapters import with_adapters
+from tlx.tuning.auto import decided
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
@@ -62,6 +65,10 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
       tlx.training.loop.Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
     config = config if isinstance(config, Config) else config_lib.build(config)
+    if config.soup.runs:
+        raise InputError(
+            "soup.runs is set, and a soup is not trained: --mode=soup (or tlx.soup) makes it of finished runs"
+        )
     folder = Workdir(Path(workdir))
     folder.check(config)
     if summary := folder.read_summary():
@@ -70,17 +77,20 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
             f"see {folder.path}/report.md"
         )
         return summary
-    stored = stored_model(folder) if folder.has_checkpoints else None
-    setup, lines = prepare(config, stored=stored)
-    tuning = prepare_tuning(setup)
+    trained, given = folder.has_checkpoints, config
+    stored = stored_model(folder) if trained else None
+    choices = folder.read_choices(config) if trained else ()
+    setup, lines = prepare(config, stored=stored, choices=choices)
+    config, tuning = setup.config, prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
     lines += describe_parts(config.train.accumulate, tuning)
+    lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
     with folder.locked():
-        folder.write_config(config)
+        folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
             return _train(setup, tuning, splits, folder, checkpoints, table, command)
 
@@ -100,7 +110,9 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     begun = time.perf_counter()
     trained = folder.has_checkpoints
     stored = stored_model(folder) if trained else None
-    setup, lines = prepare(config, stored=stored, training=False)
+    choices = folder.read_choices(config) if trained else ()
+    setup, lines = prepare(config, stored=stored, choices=choices, training=False)
+    config = setup.config
     print(*lines, sep="\n", flush=True)
     sharding = replicated(setup.mesh)
     if trained:
@@ -153,6 +165,7 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
     folder = Workdir(Path(workdir))
     config = folder.read_config()
     meta, origin, adapters = stored_model(folder)
+    config = decided(config, folder.read_choices(config))
     source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )
@@ -212,7 +225,7 @@ def _train(
         setup.weights,
         phases,
         seed=config.seed,
-        fingerprint=_fingerprint(config, splits),
+        fingerprint=setup.fingerprint,
         sharding=sharding,
     )
     reference, position = start_reference(
@@ -223,6 +236,7 @@ def _train(
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
     train_steps = [train_step(setup, tuning, phase, reference.drawn) for phase in phases]
+    estimate = estimator(setup, tuning, splits["train"])
     batches = pipeline.training_batches(
         splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
     )
@@ -244,6 +258,7 @@ def _train(
             checkpoints=checkpoints,
             writer=writer,
             screen=screen,
+            estimator=estimate,
         )
         state, position = loop.run(state, position)
     plan = phases[position.phase].plan
@@ -251,9 +266,9 @@ def _train(
     audit({path: before[path] for path in after}, after)
     print(f"audit: {len(plan.frozen)} frozen values are bit-identical to what was loaded")
     values = inference_values(state, loop.frozen)
-    if position.best_step not in (-1, position.step):
+    if estimate is not None or position.best_step not in (-1, position.step):
         values, _, messages = restore_values(
-            folder.path, setup.leaves, setup.plans, config, "best", sharding
+            folder.path, setup.leaves, setup.plans, config, "auto", sharding
         )
         print(*messages, sep="\n", end="\n" if messages else "")
     summary = run_facts(setup, "train") | stored_facts(folder)[1]
@@ -280,12 +295,6 @@ def _train(
     write_json_atomic(folder.summary, summary)
     print(f"report: {folder.path}/report.md", flush=True)
     return summary
-
-
-def _fingerprint(config: Config, splits: dict[str, pipeline.Split]) -> str:
-    """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
-    prints = [splits[name].fingerprint for name in ("train", "val") if name in splits]
-    return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
 
 
 def refuse_random_values(setup: Setup) -> None:

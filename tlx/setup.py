@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 
 from tlx import pretrained
-from tlx.config import Config, duration, nearest, selecting_metric
+from tlx.config import AUTO, Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
 from tlx.data.mixing import Mixing, make_mixing
-from tlx.data.source import Splits, load_splits
+from tlx.data.source import Examples, Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models import default_meta
@@ -27,15 +28,26 @@ from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.resume import StoredModel
-from tlx.training.step import EvalStep, TrainStep, make_eval_step, make_train_step
+from tlx.training.statistics import Estimator, batches_of_estimate
+from tlx.training.step import (
+    EvalStep,
+    StatisticsStep,
+    TrainStep,
+    make_eval_step,
+    make_statistics_step,
+    make_train_step,
+)
+from tlx.tuning import auto
 from tlx.tuning.adapters import with_adapters
+from tlx.tuning.average import Average, parse_average
+from tlx.tuning.facts import facts
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
 from tlx.tuning.trained_adapters import check_method, with_trained_adapters
-from tlx.weights.load import Fitting, open_weights
+from tlx.weights.load import Fitting, WeightsFile, open_weights
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.peft_read import AdapterFiles, open_adapters
 
@@ -51,6 +63,7 @@ class Setup:
     augmentation: augment.Augmentation
     mesh: Mesh
     dtype: str
+    choices: tuple[auto.Choice, ...] = ()  # of tune.method=auto; they are in `config`
 
     @property
     def model(self) -> Model:
@@ -95,6 +108,19 @@ class Setup:
         return pipeline.make_splits(wanted, self.model.meta.preprocess, self.config.data)
 
     @property
+    def fingerprint(self) -> str:
+        """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
+        preprocess = self.model.meta.preprocess
+        sizes = {"train": self.augmentation.canvas, "val": preprocess.size}
+        prints = [
+            pipeline.Split(examples, preprocess, sizes[name], None).fingerprint
+            for name, examples in self.splits.given().items()
+            if name in sizes
+        ]
+        config = self.config
+        return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
+
+    @property
     def held_out(self) -> str:
         """The split that results are reported on."""
         return "test" if self.splits.test is not None else "val"
@@ -106,26 +132,35 @@ class Tuning:
 
     phases: tuple[Phase, ...]
     schedule: Schedule
+    average: Average | None
     loss_options: LossOptions
     mixing: Mixing
     regularizers: tuple[Regularizer, ...]
     steps_per_epoch: float
     cadence: Cadence
 
+    @property
+    def estimated_after(self) -> int | None:
+        """After how many steps the average's statistics are not those of training; None: they are, or none move."""
+        moving = any(phase.plan.statistics for phase in self.phases)
+        return self.average.estimated_after if self.average and moving else None
+
 
 def prepare(
     config: Config,
     *,
     stored: StoredModel | None = None,
+    choices: Sequence[auto.Choice] = (),
     training: bool = True,
 ) -> tuple[Setup, list[str]]:
     """Opens the data and the weights and decides everything that follows from them.
 
     Args:
-      config: of the run.
+      config: of the run. With tune.method=auto the setup's has what was decided in its place.
       stored: the model of a run whose values are in its workdir: no weights file is read then, and the
         data must have that run's classes.
-      training: False: only the held-out split is opened.
+      choices: likewise what tune.method=auto decided when it was begun.
+      training: False: only the held-out split is opened, and nothing is decided.
 
     Returns:
       The setup, and lines that tell the user what was found.
@@ -133,9 +168,11 @@ def prepare(
     Raises:
       InputError: anything the user can put right.
     """
-    mesh = make_mesh()
-    check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
-    check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
+    mesh, given = make_mesh(), config
+    config = auto.decided(given, choices)
+    deciding = training and config.tune.method == AUTO
+    if not deciding or "train.batch_size" in config.tune.keep:
+        _check_batches(config, mesh)
     own_name, own_weights = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
     splits = load_splits(config.data, config.seed, training=training, multi_hot=task.MULTI_HOT)
@@ -181,35 +218,29 @@ def prepare(
         if not classes:
             splits = in_network_order(splits, own)
             names = splits.class_names
-        shaped = pretrained.shaped(
-            own, in_channels=config.model.in_channels, stem=config.model.stem
-        )
-        resolved = preprocess.resolve(shaped.preprocess, config.data)
-        changes = preprocess.overrides(own.preprocess, resolved)
-        source = functools.partial(
-            pretrained.source,
-            own_name,
-            file=file,
-            class_names=names,
-            head_init=config.model.head_init,
-            missing_ok=config.model.missing_ok,
-            meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
-            fitting=Fitting(config.model.stem_init, classes),
-            dropout=config.model.dropout,
-            drop_path=config.model.drop_path,
-            overridden=tuple(changes),
-        )
-        if files:
-            weights = with_trained_adapters(source, files, config.tune, config.model.head, names)
-        else:
-            weights = with_adapters(source(head=config.model.head), config.tune)
+        weights, changes = _fit(config, own_name, own, file, names, classes, training, files)
+        if deciding:
+            multiple = mesh.size * config.train.accumulate
+            found = facts(_training(splits), weights, multiple=multiple)
+            choices = auto.choose(found, given)
+            config = auto.decided(given, choices)
+            _check_batches(config, mesh)
+            if config.data != given.data:
+                weights, changes = _fit(
+                    config, own_name, own, file, names, classes, training, files
+                )
+        if files is None:
+            weights = with_adapters(weights, config.tune)
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
         if files and files.meta:
-            other = preprocess.overrides(files.meta.preprocess, resolved)
+            other = preprocess.overrides(files.meta.preprocess, weights.model.meta.preprocess)
             lines += [f"the adapters were trained with other preprocessing: {x}" for x in other]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
-    return Setup(config, task, splits, weights, augmentation, mesh, _dtype(config)), lines
+    if training and choices:
+        lines += ["", auto.choices_table(choices, given)]
+    setup = Setup(config, task, splits, weights, augmentation, mesh, _dtype(config), tuple(choices))
+    return setup, lines
 
 
 def prepare_tuning(setup: Setup) -> Tuning:
@@ -237,10 +268,15 @@ def prepare_tuning(setup: Setup) -> Tuning:
             "nothing to do: train.epochs and train.steps are both 0 (--mode=evaluate evaluates)"
         )
     schedule = make_schedule(config.optimizer, total_steps=total, steps_per_epoch=steps_per_epoch)
+    average = parse_average(
+        config.optimizer.average,
+        functools.partial(duration, steps_per_epoch=steps_per_epoch, total_steps=total),
+    )
     phases = make_phases(
         setup.plans,
         config,
         schedule,
+        average,
         total_steps=total,
         steps_per_epoch=steps_per_epoch,
     )
@@ -274,7 +310,9 @@ def prepare_tuning(setup: Setup) -> Tuning:
         raise InputError(
             "train.patience counts validations, and there is no validation split: set data.val_fraction"
         )
-    return Tuning(phases, schedule, loss_options, mixing, regularizers, steps_per_epoch, cadence)
+    return Tuning(
+        phases, schedule, average, loss_options, mixing, regularizers, steps_per_epoch, cadence
+    )
 
 
 def train_step(
@@ -315,6 +353,49 @@ def describe_parts(parts: int, tuning: Tuning) -> list[str]:
     return lines
 
 
+def statistics_step(setup: Setup, tuning: Tuning, plan: TuningPlan) -> StatisticsStep:
+    """Returns the jitted step that estimates the statistics which move in that plan."""
+    config = setup.config
+    return make_statistics_step(
+        setup.model,
+        plan,
+        setup.augmentation,
+        setup.mesh,
+        dtype=setup.dtype,
+        seed=config.seed,
+        mixing=tuning.mixing,
+        parts=config.train.accumulate,
+    )
+
+
+def estimator(setup: Setup, tuning: Tuning, split: pipeline.Split) -> Estimator | None:
+    """Returns what estimates the statistics of the average; None where none are estimated."""
+    if tuning.estimated_after is None:
+        return None
+    plans = [phase.plan for phase in tuning.phases]
+    return Estimator(
+        tuning.estimated_after,
+        plans,
+        [statistics_step(setup, tuning, plan) for plan in plans],
+        split=split,
+        seed=setup.config.seed,
+        batch_size=setup.config.train.batch_size,
+        mesh=setup.mesh,
+    )
+
+
+def describe_average(setup: Setup, tuning: Tuning) -> list[str]:
+    """Returns a line on the statistics of the average, where they are estimated."""
+    after = tuning.estimated_after
+    if after is None or setup.splits.train is None:
+        return []
+    count = batches_of_estimate(len(setup.splits.train), setup.config.train.batch_size)
+    return [
+        f"optimizer.average={setup.config.optimizer.average}: after step {after} BatchNorm statistics of the average are "
+        f"estimated before each validation and checkpoint, from the last {count} training batches"
+    ]
+
+
 def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     """Returns a line with the classes' weights, where they have any."""
     pairs = [f"{name} {w:.3g}" for name, w in zip(names, options.class_weights, strict=False)]
@@ -322,10 +403,64 @@ def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
 
 
+def _fit(
+    config: Config,
+    name: str,
+    own: WeightsMeta,
+    file: WeightsFile | None,
+    class_names: tuple[str, ...],
+    classes: tuple[int, ...],
+    training: bool,
+    files: AdapterFiles | None,
+) -> tuple[pretrained.Source, list[str]]:
+    """Returns the model with its values, fitted to the config's input, and what of the weights' preprocessing it changes.
+
+    With `files` it has their adapters.
+    """
+    shaped = pretrained.shaped(own, in_channels=config.model.in_channels, stem=config.model.stem)
+    resolved = preprocess.resolve(shaped.preprocess, config.data)
+    changes = preprocess.overrides(own.preprocess, resolved)
+    source = functools.partial(
+        pretrained.source,
+        name,
+        file=file,
+        class_names=class_names,
+        head_init=config.model.head_init,
+        missing_ok=config.model.missing_ok,
+        meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
+        fitting=Fitting(config.model.stem_init, classes),
+        dropout=config.model.dropout,
+        drop_path=config.model.drop_path,
+        overridden=tuple(changes),
+    )
+    if files:
+        tune, head = config.tune, config.model.head
+        return with_trained_adapters(source, files, tune, head, class_names), changes
+    return source(head=config.model.head), changes
+
+
+def _training(splits: Splits) -> Examples:
+    assert splits.train is not None
+    return splits.train
+
+
+def _check_batches(config: Config, mesh: Mesh) -> None:
+    check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
+    check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
+
+
 def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFiles | None) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
     if files:
         check_method(files, config.tune)
+    if config.tune.method == AUTO:  # what can be said of it: one that reads the fields that are set
+        method = auto.methods_for(config)[0]
+        tune = dataclasses.replace(config.tune, method=method, keep=())
+        schedule = config.optimizer.schedule
+        if "optimizer.schedule" not in config.tune.keep:
+            schedule = "constant"  # which every optimizer takes
+        optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+        config = dataclasses.replace(config, tune=tune, optimizer=optimizer)
     plain = pretrained.source(name, num_classes=num_classes)
     model = with_adapters(plain, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)

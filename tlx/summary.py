@@ -16,6 +16,7 @@ from tlx.evaluation.report import Report, Shown, write_report
 from tlx.setup import Setup
 from tlx.tasks import Evaluation
 from tlx.training import logging
+from tlx.tuning.auto import as_text
 from tlx.tuning.table import count_parameters
 from tlx.workdir import Workdir
 
@@ -27,6 +28,7 @@ def run_facts(setup: Setup, mode: str) -> dict[str, Any]:
     """Returns what was run, on what, with which versions."""
     parameters = [path for path, leaf in setup.leaves.items() if leaf.is_parameter]
     device = jax.devices()[0]
+    chosen = {choice.field: choice.value for choice in setup.choices}
     return {
         "mode": mode,
         "model": setup.model.meta.architecture,
@@ -36,6 +38,7 @@ def run_facts(setup: Setup, mode: str) -> dict[str, Any]:
         "device": f"{device.platform} {device.device_kind}",
         "devices": jax.device_count(),
         "dtype": setup.dtype,
+        **({"chosen": chosen} if chosen else {}),  # by tune.method=auto
         "versions": {"python": platform.python_version()}
         | {name: importlib.metadata.version(name) for name in PACKAGES},
     }
@@ -60,6 +63,7 @@ def make_report(
     *,
     table: str,
     command: str,
+    table_title: str = "What was trained",
 ) -> None:
     """Writes report.md and its pictures into the workdir."""
     names = split.examples.class_names
@@ -71,10 +75,12 @@ def make_report(
     report = Report(
         title=f"{setup.model.meta.architecture} on {setup.config.data.source}",
         command=command,
-        summary={k: v for k, v in summary.items() if "/per_class_" not in k},
+        summary={k: v for k, v in summary.items() if "/per_class_" not in k and k != "chosen"},
+        choices=[(choice.field, as_text(choice.value), choice.reason) for choice in setup.choices],
         plan_table=table,
         records=logging.read_records(folder.path),
         split=name,
         section=found.section(names, shown),
+        table_title=table_title,
     )
     write_report(folder.path, report)

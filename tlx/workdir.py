@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from tlx import config as config_lib
 from tlx.config import Config
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.files import write_json_atomic
+from tlx.tuning.auto import Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,10 @@ class Workdir:
     @property
     def config(self) -> Path:
         return self.path / "config.json"
+
+    @property
+    def choices(self) -> Path:
+        return self.path / "choices.json"
 
     @property
     def summary(self) -> Path:
@@ -71,7 +76,7 @@ class Workdir:
             raise InputFileNotFoundError(
                 f"{self.path} holds no run: there is no {self.config.name} in it"
             )
-        return config_lib.build(_read_json(self.config))
+        return config_lib.from_json(_read_json(self.config))
 
     def check(self, config: Config) -> None:
         """Raises InputError where the folder holds another run's config (names the fields) or cannot be written."""
@@ -89,16 +94,43 @@ class Workdir:
                 "use another --workdir, or delete this one"
             )
 
-    def read_summary(self) -> dict[str, Any] | None:
-        """Returns summary.json of a completed training run, else None."""
+    def read_summary(self, mode: str = "train") -> dict[str, Any] | None:
+        """Returns summary.json of a completed training run, or of a soup with mode="soup", else None."""
         if not self.summary.is_file():
             return None
         summary = _read_json(self.summary)
-        return summary if summary.get("mode") == "train" else None
+        return summary if summary.get("mode") == mode else None
 
-    def write_config(self, config: Config) -> None:
-        """Writes the config."""
+    def write_config(self, config: Config, choices: Sequence[Choice] = ()) -> None:
+        """Writes the config as the user gave it, and beside it what tune.method=auto decided."""
+        if choices:
+            facts = [dataclasses.asdict(choice) for choice in choices]
+            write_json_atomic(self.choices, {"choices": facts})
         write_json_atomic(self.config, config_lib.to_json(config))
+
+    def read_choices(self, config: Config) -> tuple[Choice, ...]:
+        """Returns what was decided for the run that is trained here; none where its method is not auto.
+
+        Raises:
+          InputError, InputFileNotFoundError: it was, and there are none, or they are damaged.
+        """
+        if config.tune.method != config_lib.AUTO:
+            return ()
+        if not self.choices.is_file():
+            raise InputFileNotFoundError(
+                f"{self.path}: tune.method=auto, and what it decided is missing: there is no {self.choices.name} in it"
+            )
+        try:
+            return tuple(
+                Choice(
+                    field=choice["field"],
+                    value=config_lib.checked(choice["field"], choice["value"], choice["field"]),
+                    reason=choice["reason"],
+                )
+                for choice in _read_json(self.choices)["choices"]
+            )
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{self.choices} is damaged: {error!r}") from error
 
 
 def default_path(config: Config, name: str) -> Path:

@@ -106,6 +106,19 @@ def test_what_is_absent_is_left_out_and_stale_pictures_go(tmp_path):
     assert "mistakes" not in text
 
 
+def test_what_was_chosen_is_a_table_with_the_reasons(tmp_path):
+    choices = [("tune.method", "head", "3 examples a class"), ("train.steps", "50", "a | b")]
+    text = write_report(tmp_path, make_report(choices=choices)).read_text()
+    assert text.index("## What was chosen") < text.index("## What was trained")
+    assert tables(text)[1] == [
+        ["field", "value", "reason"],
+        ["---", "---", "---"],
+        ["tune.method", "head", "3 examples a class"],
+        ["train.steps", "50", r"a \| b"],
+    ]
+    assert "What was chosen" not in write_report(tmp_path, make_report()).read_text()
+
+
 def test_no_example_at_all(tmp_path):
     nothing = make_report(mistakes=0, confusion=np.zeros((3, 3), int), per_class=np.full(3, np.nan))
     assert "No example" in write_report(tmp_path, nothing).read_text()

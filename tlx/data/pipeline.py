@@ -93,23 +93,25 @@ def make_splits(
     }
 
 
-def training_batches(split: Split, *, seed: int, batch_size: int, start: int) -> Iterator[Batch]:
-    """Yields batch `start`, `start + 1`, ... of the endless sequence."""
+def training_batches(
+    split: Split, *, seed: int, batch_size: int, start: int, stop: int | None = None
+) -> Iterator[Batch]:
+    """Yields batch `start`, `start + 1`, ... of the endless sequence, up to but without `stop` where there is one."""
 
     def index_of(step: int) -> np.ndarray:
         return indices(seed, step * batch_size, batch_size, len(split))
 
-    return _batches(split, index_of, batch_size, start, None)
+    length = None if stop is None else stop * batch_size
+    return _batches(split, index_of, batch_size, start, length)
 
 
 def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
     """Yields every example once, in order, the last batch padded with weight 0."""
-    steps = -(-len(split) // batch_size)
 
     def index_of(step: int) -> np.ndarray:
         return np.arange(step * batch_size, min((step + 1) * batch_size, len(split)))
 
-    return _batches(split, index_of, batch_size, 0, steps)
+    return _batches(split, index_of, batch_size, 0, len(split))
 
 
 def _batches(
@@ -117,13 +119,13 @@ def _batches(
     index_of: Callable[[int], np.ndarray],
     batch_size: int,
     start: int,
-    stop: int | None,
+    length: int | None,  # of the sequence, in examples; None: it has no end
 ) -> Iterator[Batch]:
     if split.in_memory is None:
-        yield from _streamed(split, index_of, batch_size, start, stop)
+        yield from _streamed(split, index_of, batch_size, start, length)
         return
     step = start
-    while stop is None or step < stop:
+    while length is None or step * batch_size < length:
         index = index_of(step)
         yield _batch(split, index, split.rows(index), batch_size)
         step += 1
@@ -181,12 +183,11 @@ def _streamed(
     index_of: Callable[[int], np.ndarray],
     batch_size: int,
     start: int,
-    stop: int | None,
+    length: int | None,
 ) -> Iterator[Batch]:
     import grain
 
-    length = len(split) if stop is not None else 2**40
-    source = _StreamedRows(split, index_of, batch_size, length)
+    source = _StreamedRows(split, index_of, batch_size, 2**40 if length is None else length)
     # Batched before it becomes an iterator: worker processes then take turns by whole batches.
     dataset = grain.MapDataset.source(source)[start * batch_size :].batch(
         batch_size, drop_remainder=False

@@ -41,10 +41,12 @@ class Report:
     title: str
     command: str  # that makes the run again; "" where it was called from Python
     summary: Mapping[str, Any]  # as summary.json
-    plan_table: str  # the tuning plan as text; "" for an evaluation without training
+    plan_table: str  # what went into it as text, in training the tuning plan; "" for an evaluation of what is there
     records: Sequence[Mapping[str, Any]]  # the lines of metrics.jsonl
     split: str  # which split the section is about
     section: Section
+    choices: Sequence[Sequence[str]] = ()  # what auto decided: field, value, reason
+    table_title: str = "What was trained"
 
 
 def write_report(workdir: str | Path, report: Report) -> Path:
@@ -82,8 +84,11 @@ def _markdown(report: Report, *, curves: bool) -> str:
     if report.command:
         parts += ["To run it again:", fence(report.command, "sh")]
     parts += ["## Summary", table(("", ""), _summary_rows(report.summary), align="lr")]
+    if report.choices:
+        rows = [tuple(map(escape, choice)) for choice in report.choices]
+        parts += ["## What was chosen", table(("field", "value", "reason"), rows, align="lll")]
     if report.plan_table.strip():
-        parts += ["## What was trained", fence(report.plan_table.strip("\n"), "text")]
+        parts += [f"## {report.table_title}", fence(report.plan_table.strip("\n"), "text")]
     if curves:
         *most, last = map(escape, report.section.curves)
         metrics = f"{', '.join(most)} and {last}" if most else last

@@ -1,7 +1,7 @@
 """Orbax checkpoints of what the plan says can change, with what Orbax does not check added.
 
-A checkpoint holds the trainable values, the statistics that move and the optimizer's state, and in `meta` the step, the
-best metric so far, the data's fingerprint, the frozen weights' hash and a checksum of every leaf: Orbax loads flipped bits
+A checkpoint holds the trainable values, the statistics that move, the optimizer's state and, where evaluation uses others
+than those of training, the estimated statistics; and in `meta` the step, the best metric so far, the data's fingerprint, the frozen weights' hash and a checksum of every leaf: Orbax loads flipped bits
 without a word. A damaged checkpoint is reported and the one before it is used.
 The frozen values are kept once, in `workdir/base/`.
 """
@@ -99,8 +99,14 @@ class Checkpoints:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def save(self, state: TrainState, position: Position) -> None:
-        """Starts saving; the arrays may be donated to the next step as soon as this returns."""
+    def save(self, state: TrainState, position: Position, estimated: Values | None = None) -> None:
+        """Starts saving; the arrays may be donated to the next step as soon as this returns.
+
+        Args:
+          state: to save; with None for the optimizer's, it is of values as inference uses them, and no run goes on from it.
+          position: of the run.
+          estimated: statistics that inference uses in place of the state's.
+        """
         if position.step in self.steps():
             return
         with _disk_errors(self.folder):
@@ -108,17 +114,19 @@ class Checkpoints:
             self._manager.wait_until_finished()
             self._keep.best_step = position.best_step
             values, optimizer = _parts(state)
+            parts = {"values": values}
+            if state.optimizer is not None:
+                parts["optimizer"] = optimizer
+            if estimated:
+                parts["estimated"] = estimated
             if jax.default_backend() == "cpu":
                 # "Copying to the host" makes a view there, which the next step's donation overwrites.
-                values, optimizer = jax.tree.map(lambda x: x.copy(), (values, optimizer))
+                parts = jax.tree.map(lambda x: x.copy(), parts)
             meta = dataclasses.asdict(position)
             meta["best_value"] = position.best_value if position.best_step >= 0 else None
-            meta["checksums"] = {"values": _checksums(values), "optimizer": _checksums(optimizer)}
-            items = {
-                "values": ocp.args.StandardSave(values),
-                "optimizer": ocp.args.StandardSave(optimizer),
-                "meta": ocp.args.JsonSave(meta),
-            }
+            meta["checksums"] = {name: _checksums(part) for name, part in parts.items()}
+            items = {name: ocp.args.StandardSave(part) for name, part in parts.items()}
+            items["meta"] = ocp.args.JsonSave(meta)
             self._manager.save(position.step, args=ocp.args.Composite(**items), force=True)
 
     def wait(self) -> None:
@@ -173,30 +181,41 @@ class Checkpoints:
         return found
 
     def restore_values(
-        self, state_of: Callable[[int], TrainState], which: str
+        self, state_of: Callable[[int], TrainState], which: str | int
     ) -> tuple[Values, Position, list[str]] | None:
-        """Reads trainable values and moving statistics alone, as inference needs them.
+        """Reads trainable values and moving statistics alone, as inference needs them: averaged and estimated.
 
         Args:
           state_of: as for `restore`.
-          which: "last", or "best": that of the best validation metric, else the last.
+          which: "last", "best": that of the best validation metric, else the last, or a step.
 
-        Returns, raises: as `restore`.
+        Returns, raises: as `restore`; in place of a step no other is read.
         """
 
         def read(step: int) -> tuple[Values, Position]:
             meta = self._meta(step)
             state = state_of(meta["phase"])
             shapes, numbered = _parts(state)
-            if not has_averages(state.optimizer):
-                found, position = self._read(step, meta, {"values": shapes})
-                return found["values"], position
-            found, position = self._read(step, meta, {"values": shapes, "optimizer": numbered})
-            optimizer = _unnumbered(found["optimizer"], state.optimizer)
-            return evaluation_values(optimizer, found["values"]), position
+            wanted = {"values": shapes}
+            if "optimizer" in meta["checksums"] and has_averages(state.optimizer):
+                wanted["optimizer"] = numbered
+            if "estimated" in meta["checksums"]:
+                wanted["estimated"] = state.statistics
+            found, position = self._read(step, meta, wanted)
+            values = found["values"]
+            if "optimizer" in found:
+                optimizer = _unnumbered(found["optimizer"], state.optimizer)
+                values = evaluation_values(optimizer, values)
+            return {**values, **found.get("estimated", {})}, position
 
-        newest = self._first_intact(self.steps()[::-1], read)
-        if newest is None or which == "last" or newest[1].best_step in (-1, newest[1].step):
+        steps = [which] if isinstance(which, int) else self.steps()[::-1]
+        newest = self._first_intact(steps, read)
+        if (
+            isinstance(which, int)
+            or newest is None
+            or which == "last"
+            or newest[1].best_step in (-1, newest[1].step)
+        ):
             return newest
         values, position, problems = newest
         try:

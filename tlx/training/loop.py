@@ -23,6 +23,7 @@ from tlx.training import logging
 from tlx.training.checkpoint import Checkpoints, Position
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import TrainState, advance, inference_values
+from tlx.training.statistics import Estimator
 from tlx.training.step import TrainStep
 from tlx.tuning.phases import Phase, describe
 
@@ -117,6 +118,7 @@ class Loop:
         writer: logging.MetricsWriter,
         screen: logging.Progress,
         source: Values | None = None,
+        estimator: Estimator | None = None,
     ):
         self.cadence, self.phases, self.train_steps = cadence, phases, train_steps
         self.frozen = frozen
@@ -124,6 +126,7 @@ class Loop:
         self.batches, self.batch_size, self.mesh = batches, batch_size, mesh
         self.learning_rate, self.evaluate = learning_rate, evaluate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
+        self.estimator = estimator  # of statistics that evaluation uses in place of training's
         self.watch = Stopwatch()
         self._window: list[dict[str, jax.Array]] = []
 
@@ -147,7 +150,8 @@ class Loop:
                 try:
                     batch = next(self.batches)
                 except InputError:
-                    self._save(state, dataclasses.replace(position, step=step))
+                    reached = dataclasses.replace(position, step=step)
+                    self._save(state, reached, self._estimated(state, reached))
                     self.checkpoints.wait()
                     raise
                 arguments = place_batch(batch, self.mesh), np.int32(step)
@@ -164,11 +168,12 @@ class Loop:
                 self.watch.stop()
                 seconds = before + time.perf_counter() - begun
                 position = dataclasses.replace(position, step=done, seconds=seconds)
+                estimated = self._estimated(state, position)
                 if validate:
-                    position = self._validate(state, position)
+                    position = self._validate(state, position, estimated)
                 ends = self._is_out_of_patience(position)
                 if save or ends or stop.requested or position.best_step == done:
-                    self._save(state, position)
+                    self._save(state, position, estimated)
                 if stop.requested and done < total and not ends:
                     self.checkpoints.wait()
                     raise Interrupted(done, total)
@@ -185,9 +190,14 @@ class Loop:
     def _sign(self) -> float:
         return -1.0 if self.cadence.metric == "loss" else 1.0
 
-    def _save(self, state: TrainState, position: Position) -> None:
+    def _estimated(self, state: TrainState, position: Position) -> Values:
+        if self.estimator is None:
+            return {}
+        return self.estimator(state, self.frozen, phase=position.phase, done=position.step)
+
+    def _save(self, state: TrainState, position: Position, estimated: Values) -> None:
         if position.step:
-            self.checkpoints.save(state, position)
+            self.checkpoints.save(state, position, estimated)
 
     def _due(self, done: int, every: int) -> bool:
         return done == self.cadence.total_steps or (every > 0 and done % every == 0)
@@ -230,9 +240,9 @@ class Loop:
                 f"the loss is not finite at step {done}: lower optimizer.lr, warm up, or set optimizer.clip_norm"
             )
 
-    def _validate(self, state: TrainState, position: Position) -> Position:
+    def _validate(self, state: TrainState, position: Position, estimated: Values) -> Position:
         assert self.evaluate is not None
-        found = self.evaluate(inference_values(state, self.frozen))
+        found = self.evaluate({**inference_values(state, self.frozen), **estimated})
         summary = found.summary()
         self.writer.write(position.step, {f"val/{name}": value for name, value in summary.items()})
         value = self._sign * float(summary[self.cadence.metric])

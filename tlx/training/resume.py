@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from tlx.config import Config
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.adapters import Spec, specs_of
+from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
@@ -63,8 +64,7 @@ def start(
         return state, frozen, position, [f"{text}: using the one before it" for text in messages]
     values, first = weights.place(seed, sharding), phases[0]
     state, frozen = create_state(values, first.plan, first.optimizer, sharding)
-    adapters = {path: spec._asdict() for path, spec in specs_of(weights.model).items()}
-    facts = weights.facts() | ({_LAYERS: adapters} if adapters else {})
+    facts = weights.facts() | adapter_facts(weights.model)
     digest = save_base(workdir, frozen, weights.model.meta, facts, weights.model.origin)
     return state, frozen, Position(fingerprint=fingerprint, base=digest), []
 
@@ -74,7 +74,7 @@ def restore_values(
     found: Mapping[str, Leaf],
     plans: Sequence[TuningPlan],
     config: Config,
-    which: str,
+    which: str | int,
     sharding: NamedSharding,
 ) -> tuple[Values, Position, Messages]:
     """Returns all values of a workdir's model for inference; writes nothing.
@@ -83,7 +83,7 @@ def restore_values(
       found: the model's leaves.
       plans: of the method's phases.
       config: the run's.
-      which: auto or best: of the best validation metric where there is one, else the last; last.
+      which: auto or best: of the best validation metric where there is one, else the last; last; or a step.
 
     Raises:
       InputError: there is no checkpoint, or none is intact.
@@ -106,6 +106,12 @@ def restore_values(
         raise InputError(f"{workdir} was trained without validation, there is no best checkpoint")
     frozen = load_base(workdir, plans[position.phase].frozen, position.base, sharding)
     return {**frozen, **values}, position, messages
+
+
+def adapter_facts(model: Model) -> dict[str, Any]:
+    """Returns what `stored_model` reads of a model's adapters; nothing where it has none."""
+    adapters = {path: spec._asdict() for path, spec in specs_of(model).items()}
+    return {_LAYERS: adapters} if adapters else {}
 
 
 class StoredModel(NamedTuple):

@@ -23,6 +23,7 @@ from tlx.training.state import TrainState
 from tlx.tuning.penalties import Penalties, need_outputs
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import Regularizer
+from tlx.weights.meta import ImagePreprocess
 
 # Folded into a step's key for what the network drops and how examples are mixed; far from the positions of
 # augmentations, which are folded into the same key.
@@ -30,6 +31,7 @@ DROPPING, MIXING = 1 << 20, 1 << 21
 
 Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
+StatisticsStep = Callable[..., Values]
 EvalStep = Callable[..., dict[str, jax.Array]]
 
 
@@ -86,13 +88,9 @@ def make_train_step(
     values are shrunk.
     """
     forward = training_model(model, plan, dtype)
-    preprocess = model.meta.preprocess
+    inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed)
     source_model = inference_model(model, dtype) if need_outputs(regularizers) else None
     penalties = Penalties(regularizers, plan, source_model, drawn)
-
-    def split(rows: jax.Array) -> jax.Array:
-        # Every part takes rows from all over the batch, and so from every device.
-        return rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1)
 
     def train_step(
         state: TrainState,
@@ -101,9 +99,7 @@ def make_train_step(
         step: jax.Array,
         source: Values | None = None,
     ) -> Any:
-        key = jax.random.fold_in(jax.random.key(seed), step)
-        images = normalize(augmentation(key, batch["inputs"]), preprocess)
-        images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
+        images, batch, dropping = inputs_of(batch, step)
 
         def loss_fn(
             trainable: Values, statistics: Values, images: Any, batch: Any, key: jax.Array
@@ -121,7 +117,6 @@ def make_train_step(
             return loss, (logits, {path: moved[path] for path in statistics}, terms)
 
         differentiate = jax.value_and_grad(loss_fn, has_aux=True)
-        dropping = jax.random.fold_in(key, DROPPING)
         if parts == 1:
             (loss, (logits, statistics, terms)), gradients = differentiate(
                 state.trainable, state.statistics, images, batch, dropping
@@ -144,7 +139,7 @@ def make_train_step(
             (loss, statistics, gradients), (logits, terms) = jax.lax.scan(
                 accumulate,
                 (jnp.zeros(()), state.statistics, zeros),
-                (jnp.arange(parts), *jax.tree.map(split, (images, batch))),
+                (jnp.arange(parts), *_in_parts((images, batch), parts)),
             )
             terms = {name: term.sum() for name, term in terms.items()}
             logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
@@ -170,6 +165,57 @@ def make_train_step(
     )
 
 
+def make_statistics_step(
+    model: Model,
+    plan: TuningPlan,
+    augmentation: Augmentation,
+    mesh: Mesh,
+    *,
+    dtype: str,
+    seed: int,
+    mixing: Mixing = NO_MIXING,
+    parts: int = 1,
+) -> StatisticsStep:
+    """Returns `step(values, batch, step, count) -> statistics`, jitted: those that move, with one more batch in their mean.
+
+    `values` are all of the network, the statistics among them the mean over `count` batches so far; with none they do not
+    matter. The network, what it drops and its inputs are those of the training step of the same number. A statistic of
+    a part that training does not run is returned as it was.
+    """
+    forward = training_model(model, plan, dtype)
+    for path, module in nnx.iter_modules(forward):
+        if isinstance(module, BatchNorm) and ".".join(map(str, path)) in plan.training_norms:
+            module.momentum = 1.0  # what it is left with are the statistics of the batch
+    inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed)
+
+    def statistics_step(state: Values, batch: Any, step: jax.Array, count: jax.Array) -> Values:
+        images, _, dropping = inputs_of(batch, step)
+
+        def add(mean: Values, images: jax.Array, key: jax.Array, count: jax.Array) -> Values:
+            network = with_values(forward, {**state, **mean})
+            network.training_outputs(images, key)
+            found = values(network)
+            return {
+                path: jnp.where(count == 0, found[path], old + (found[path] - old) / (count + 1))
+                for path, old in mean.items()
+            }
+
+        mean = {path: state[path] for path in plan.statistics}
+        if parts == 1:
+            return add(mean, images, dropping, count)
+
+        def accumulate(mean: Values, part: Any) -> Any:
+            number, images = part
+            key = jax.random.fold_in(dropping, number)
+            return add(mean, images, key, parts * count + number), None
+
+        numbered = (jnp.arange(parts), _in_parts(images, parts))
+        return jax.lax.scan(accumulate, mean, numbered)[0]
+
+    whole, rows = replicated(mesh), split_batch(mesh)
+    return jax.jit(statistics_step, in_shardings=(whole, rows, whole, whole), out_shardings=whole)
+
+
 def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalStep:
     """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B, ...] on every device."""
     forward = inference_model(model, dtype)
@@ -181,3 +227,22 @@ def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalS
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jax.jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)
+
+
+def _training_inputs(
+    augmentation: Augmentation, mixing: Mixing, preprocess: ImagePreprocess, seed: int
+) -> Callable[[Any, jax.Array], tuple[jax.Array, Any, jax.Array]]:
+    """Returns `(batch, step) -> (images, batch, key)`: augmented and mixed, and the key of what the network drops."""
+
+    def inputs_of(batch: Any, step: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        images = normalize(augmentation(key, batch["inputs"]), preprocess)
+        images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
+        return images, batch, jax.random.fold_in(key, DROPPING)
+
+    return inputs_of
+
+
+def _in_parts(tree: Any, parts: int) -> Any:
+    """Maps [B, ...] to [parts, B / parts, ...]: every part takes rows from all over the batch, and so from every device."""
+    return jax.tree.map(lambda rows: rows.reshape(-1, parts, *rows.shape[1:]).swapaxes(0, 1), tree)

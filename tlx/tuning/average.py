@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -20,7 +21,12 @@ class AverageState(NamedTuple):
     average: Values
 
 
-Average = Callable[[jax.Array], jax.Array]  # step, from 0 -> the share of the new values
+@dataclasses.dataclass(frozen=True)
+class Average:
+    """How the values of a step enter the average, and whether training's running statistics are those of the average."""
+
+    share: Callable[[jax.Array], jax.Array]  # step, from 0 -> the share of the new values
+    estimated_after: int | None = None  # steps; from then on the average's statistics are estimated
 
 
 def parse_average(text: str, steps: Callable[[str], int]) -> Average | None:
@@ -29,6 +35,9 @@ def parse_average(text: str, steps: Callable[[str], int]) -> Average | None:
     ema:DECAY is the exponential moving average, its decay at most (1 + t) / (10 + t) at step t, so that the first values
     do not count for long (as in TensorFlow). swa:START is the mean of the values after every step from START, a
     duration, on (stochastic weight averaging: Izmailov et al. 2018, arXiv:1803.05407, with an average at each step).
+
+    The running statistics of training trail the last values, as an exponential average does, and stand beside one as they
+    are. Of a mean over many steps they are not: they are estimated again (section 3.2; `tlx.training.statistics`).
 
     Args:
       text: of the config.
@@ -46,10 +55,14 @@ def parse_average(text: str, steps: Callable[[str], int]) -> Average | None:
         except ValueError:
             decay = -1.0
         if 0.0 < decay < 1.0:
-            return lambda step: 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+            return Average(lambda step: 1.0 - jnp.minimum(decay, (1.0 + step) / (10.0 + step)))
     if name == "swa" and value:
         start = steps(value)
-        return lambda step: jnp.where(step < start, 1.0, 1.0 / (1.0 + jnp.maximum(step - start, 0)))
+
+        def share(step: jax.Array) -> jax.Array:
+            return jnp.where(step < start, 1.0, 1.0 / (1.0 + jnp.maximum(step - start, 0)))
+
+        return Average(share, estimated_after=start)
     raise InputError(
         f"optimizer.average is {text!r}, expected ema:DECAY with 0 < DECAY < 1, or swa:START, a duration as 75%"
     )
@@ -65,7 +78,7 @@ def averaged(average: Average) -> optax.GradientTransformation:
         updates: Values, state: AverageState, params: Values | None = None
     ) -> tuple[Values, AverageState]:
         new = optax.apply_updates(params, updates)
-        share = average(state.count.astype(jnp.float32))
+        share = average.share(state.count.astype(jnp.float32))
         moved = jax.tree.map(lambda old, now: old + share * (now - old), state.average, new)
         return updates, AverageState(state.count + 1, moved)
 

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from tlx.config import TuneConfig, nearest
+from tlx.config import FIELDS_OF, TuneConfig, nearest
 from tlx.errors import InputError
 from tlx.models.leaves import is_within
 
@@ -148,19 +148,6 @@ METHODS: dict[str, Callable[[Anatomy, TuneConfig], tuple[Rules, ...]]] = {
     "ia3": adapters,
     "bottleneck": adapters,
     "rules": from_rules,
-}
-
-# Field -> the methods that read it; with others it is refused, rather than passed over.
-FIELDS_OF = {
-    "freeze_stages": ("partial", "gradual", "lpft"),
-    "train_stages": ("surgical",),
-    "unfreeze_every": ("gradual",),
-    "head_first": ("lpft",),
-    "layer_decay": ("full", "partial", "surgical", "gradual", "lpft"),
-    "rank": ("lora", "dora", "bottleneck"),
-    "alpha": ("lora", "dora"),
-    "targets": ("lora", "dora", "ia3", "bottleneck"),
-    "rules": ("rules",),
 }
 
 

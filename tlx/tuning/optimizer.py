@@ -114,7 +114,7 @@ def evaluation_values(optimizer_state: Any, values: Values) -> Values:
 
     Schedule-free optimizers train at y, between their base optimizer's z and the average x of the z; x is evaluated
     (Defazio et al. 2024, "The Road Less Scheduled"). With `optimizer.average` that average is. Running statistics
-    are those of training.
+    are those of training; where they do not fit the average, `tlx.training.statistics` estimates others.
 
     Args:
       optimizer_state: of `make_optimizer`; groups may have different optimizers.

@@ -10,7 +10,7 @@ import optax
 
 from tlx.config import Config, duration
 from tlx.errors import InputError
-from tlx.tuning.average import parse_average
+from tlx.tuning.average import Average
 from tlx.tuning.optax_optimizers import OWN_STEPS
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
@@ -31,6 +31,7 @@ def make_phases(
     plans: Sequence[TuningPlan],
     config: Config,
     schedule: Schedule,
+    average: Average | None,
     *,
     total_steps: int,
     steps_per_epoch: float,
@@ -54,12 +55,6 @@ def make_phases(
                 f"tune.{field}={text} is {each} steps of a run of {total_steps}: expected at least 1, and "
                 "fewer than the run has"
             )
-    average = parse_average(config.optimizer.average, steps)
-    if config.optimizer.average.startswith("swa") and any(plan.statistics for plan in plans):
-        raise InputError(
-            "optimizer.average=swa: the BatchNorm statistics of averaged values are not estimated again; keep those "
-            "of the weights with tune.batchnorm=frozen, or use ema"
-        )
     counting = {
         group.optimizer or config.optimizer.name for plan in plans for group in plan.groups.values()
     }

@@ -1,0 +1,277 @@
+"""Every tuning method on real data: accuracy over three seeds, each at a learning rate that its own training data chose.
+
+  python experiments/tuning/study.py --shared=DIR --task=cifar10_10 [--methods="head;LP-FT"]
+
+1. Each learning rate of a method's grid is tried on training examples alone: by cross-validation in three folds (ants and bees)
+   or on training pictures that no run is trained on (CIFAR-10, 10 a class); the best is kept, of equals the smaller.
+2. With it, seeds 0, 1 and 2 are trained on the training examples and judged on the test pictures: the values of the last step.
+
+Cells that are in TASK.json already are not run again; `--table` writes TASK.md from them. DIR has data/ and weights/ as TLX_SHARED.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import statistics
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+import tlx
+from tlx import config as config_lib
+from tlx.files import write_json_atomic, write_text_atomic
+
+HERE = Path(__file__).parent
+SEEDS = (0, 1, 2)
+SELECTION_SEED = 100
+FOLDS = 3
+
+Fields = Mapping[str, Any]
+
+SMALL_RATES = (1e-4, 3e-4, 1e-3)  # of methods that move pretrained kernels
+LARGE_RATES = (1e-3, 3e-3, 1e-2)  # of methods that do not
+
+RECIPE: Fields = {
+    "optimizer.name": "adamw",
+    "optimizer.schedule": "cosine",
+    "optimizer.warmup": "5%",
+    "data.augment": ("flip",),
+    "checkpoint.every": "0",
+    "eval.every": "0",
+    "train.log_every": 1000,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A network, its data, and how long it is trained."""
+
+    fields: Fields
+    early: str  # the first stages, for surgical
+    first: int  # partial: stages that stay frozen
+    rates: Fields = dataclasses.field(default_factory=dict)  # method -> grid, where it is another
+
+
+CIFAR: Fields = {
+    "model.name": "resnet20_cifar",
+    "model.weights": "weights/resnet20-12fca82f.th",
+    "data.source": "tfds:cifar10",
+    "data.root": "data/tfds",
+    "eval.batch_size": 500,
+}
+ANTS: Fields = {
+    "data.source": "folder",
+    "data.root": "data/hymenoptera",
+    "train.batch_size": 16,
+    "eval.batch_size": 51,
+}
+
+TASKS = {
+    "cifar10_10": Task(
+        {**CIFAR, "data.labels_per_class": 10, "train.batch_size": 20, "train.steps": 100},
+        "stem,layer1",
+        2,
+    ),
+    "cifar10_100": Task(
+        {**CIFAR, "data.labels_per_class": 100, "train.batch_size": 64, "train.steps": 200},
+        "stem,layer1",
+        2,
+    ),
+    "cifar10_all": Task({**CIFAR, "train.batch_size": 128, "train.epochs": 1.0}, "stem,layer1", 2),
+    "ants_squeezenet": Task(
+        {
+            **ANTS,
+            "model.name": "squeezenet1_0",
+            "model.weights": "weights/squeezenet1_0_imagenet.pth",
+            "train.epochs": 5.0,
+        },
+        "stem,stage1",
+        2,
+    ),
+    "ants_resnet18": Task(
+        {
+            **ANTS,
+            "model.name": "resnet18",
+            "model.weights": "weights/resnet18_imagenet_layers1to3.pth",
+            "model.missing_ok": "layer4",
+            "train.epochs": 5.0,
+        },
+        "layer4,head",
+        4,
+    ),
+}
+# Where the rates were chosen, if not in the task itself.
+RATES_FROM = {"cifar10_100": "cifar10_10", "cifar10_all": "cifar10_10"}
+
+
+def methods(task: Task) -> dict[str, tuple[Fields, tuple[float, ...]]]:
+    """Returns method -> (fields, learning rates to choose from)."""
+    full = {"tune.method": "full"}
+    return {
+        "from scratch": ({**full, "model.weights": "none", "model.missing_ok": ""}, LARGE_RATES),
+        "full": (full, SMALL_RATES),
+        "full, layer decay 0.7": ({**full, "tune.layer_decay": 0.7}, SMALL_RATES),
+        "full, L2-SP": ({**full, "tune.regularizers": "l2sp:0.01:0.01"}, SMALL_RATES),
+        "full, DELTA": ({**full, "tune.regularizers": "delta:0.01"}, SMALL_RATES),
+        "full, BSS": ({**full, "tune.regularizers": "bss:0.001"}, SMALL_RATES),
+        "head": ({"tune.method": "head"}, LARGE_RATES),
+        "partial": ({"tune.method": "partial", "tune.freeze_stages": task.first}, SMALL_RATES),
+        "surgical": ({"tune.method": "surgical", "tune.train_stages": task.early}, SMALL_RATES),
+        "gradual": ({"tune.method": "gradual", "tune.unfreeze_every": "15%"}, SMALL_RATES),
+        "LP-FT": ({"tune.method": "lpft"}, SMALL_RATES),
+        "BitFit": ({"tune.method": "bitfit"}, LARGE_RATES),
+        "norms": ({"tune.method": "norms"}, LARGE_RATES),
+        "LoRA": ({"tune.method": "lora"}, LARGE_RATES),
+        "DoRA": ({"tune.method": "dora"}, LARGE_RATES),
+        "IA3": ({"tune.method": "ia3"}, LARGE_RATES),
+        "bottleneck": ({"tune.method": "bottleneck"}, LARGE_RATES),
+    }
+
+
+class Study:
+    """The cells of one task, kept in a file."""
+
+    def __init__(self, name: str, shared: Path):
+        self.name, self.task, self.shared = name, TASKS[name], shared
+        self.file = HERE / f"{name}.json"
+        self.rows: list[dict[str, Any]] = (
+            json.loads(self.file.read_text()) if self.file.exists() else []
+        )
+
+    def run(self, wanted: list[str]) -> None:
+        """Runs the cells of these methods that are not there yet."""
+        known = methods(self.task)
+        for method in wanted or known:
+            fields, rates = known[method]
+            if self.name not in RATES_FROM:
+                for rate in rates:
+                    self._cell("selection", method, rate, SELECTION_SEED, fields)
+            rate = self.chosen(method)
+            if rate is not None:
+                for seed in SEEDS:
+                    self._cell("test", method, rate, seed, fields)
+
+    def chosen(self, method: str) -> float | None:
+        """Returns the method's learning rate, or None where the selection has not been run."""
+        name = RATES_FROM.get(self.name, self.name)
+        rows = self.rows if name == self.name else Study(name, self.shared).rows
+        found = [r for r in rows if r["part"] == "selection" and r["method"] == method]
+        best = min(found, key=lambda row: (-row["accuracy"], row["lr"]), default=None)
+        return best["lr"] if best else None
+
+    def _cell(self, part: str, method: str, rate: float, seed: int, fields: Fields) -> None:
+        cell = {"part": part, "method": method, "lr": rate, "seed": seed}
+        if any(cell.items() <= row.items() for row in self.rows):
+            return
+        every = {**RECIPE, **self._placed(), **fields, "optimizer.lr": rate, "seed": seed}
+        results = []
+        with self._splits(part) as splits:
+            for split in splits:
+                jax.clear_caches()
+                config = config_lib.build(every, split)
+                with (
+                    tempfile.TemporaryDirectory() as folder,
+                    contextlib.redirect_stdout(io.StringIO()),
+                ):
+                    results.append(tlx.finetune(config, Path(folder) / "run"))
+        first = results[0]
+        row = {
+            **cell,
+            "accuracy": statistics.mean(r["test/accuracy"] for r in results),
+            "trainable": first["params/trainable"],
+            "total": first["params/total"],
+            "steps": first["steps"],
+            "versions": first["versions"],
+        }
+        print({k: v for k, v in row.items() if k != "versions"}, flush=True)
+        self.rows.append(row)
+        write_json_atomic(self.file, self.rows)
+
+    def _placed(self) -> Fields:
+        fields = self.task.fields
+        where = {k: str(self.shared / fields[k]) for k in ("model.weights", "data.root")}
+        return {**fields, **where}
+
+    @contextlib.contextmanager
+    def _splits(self, part: str) -> Iterator[list[Fields]]:
+        """Yields the fields that say what is trained on and what is judged."""
+        fields = self.task.fields
+        if part == "test":
+            yield [{}]
+        elif fields["data.source"] == "folder":
+            with tempfile.TemporaryDirectory() as folder:
+                tables = list(_folds(self.shared / fields["data.root"] / "train", Path(folder)))
+                yield [{"data.source": "table", "data.root": str(table)} for table in tables]
+        else:  # no run is trained on the last 5,000 pictures of training unless it is on all
+            yield [{"data.train_split": "train[:45000]", "data.test_split": "train[45000:47500]"}]
+
+
+def _folds(pictures: Path, folder: Path) -> Iterator[Path]:
+    """Writes a table for each fold: a third of each class as test, the rest as train."""
+    files = sorted(pictures.glob("*/*"))
+    fold = np.zeros(len(files), int)
+    random = np.random.default_rng(SELECTION_SEED)
+    for name in {file.parent.name for file in files}:
+        own = [i for i, file in enumerate(files) if file.parent.name == name]
+        fold[random.permutation(own)] = np.arange(len(own)) % FOLDS
+    (folder / "pictures").symlink_to(pictures)
+    for number in range(FOLDS):
+        table = folder / f"fold{number}.csv"
+        with table.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(("path", "label", "split"))
+            for path, own in zip(files, fold, strict=True):
+                place = Path("pictures") / path.relative_to(pictures)
+                writer.writerow((place, path.parent.name, "test" if own == number else "train"))
+        yield table
+
+
+def table(study: Study) -> str:
+    """Returns a line for each method: learning rate, what is trained, the selection's accuracy and the test's."""
+    lines = [
+        "| method | learning rate | trained | selection | test |",
+        "|---|---|---|---|---|",
+    ]
+    for method in methods(study.task):
+        rows = [r for r in study.rows if r["method"] == method]
+        tested = [r for r in rows if r["part"] == "test" and r["lr"] == study.chosen(method)]
+        if not tested:
+            continue
+        selected = [r["accuracy"] for r in rows if r["part"] == "selection"]
+        accuracies = [100 * row["accuracy"] for row in tested]
+        spread = f" ± {statistics.stdev(accuracies):.1f}" if len(accuracies) > 1 else ""
+        few = "" if len(accuracies) == len(SEEDS) else f" ({len(accuracies)} seeds)"
+        chosen = f"{100 * max(selected):.1f}" if selected else ""
+        lines.append(
+            f"| {method} | {tested[0]['lr']:g} | {tested[0]['trainable']:,} | {chosen} "
+            f"| {statistics.mean(accuracies):.1f}{spread}{few} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--shared", type=Path, required=True)
+    parser.add_argument("--task", choices=TASKS, required=True)
+    parser.add_argument("--methods", default="")
+    parser.add_argument("--table", action="store_true")
+    arguments = parser.parse_args()
+    study = Study(arguments.task, arguments.shared)
+    if not arguments.table:
+        study.run([m for m in arguments.methods.split(";") if m])
+    write_text_atomic(HERE / f"{arguments.task}.md", table(study))
+
+
+if __name__ == "__main__":
+    main()

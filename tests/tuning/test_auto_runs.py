@@ -1,0 +1,243 @@
+"""tune.method=auto from the command to the workdir: what is printed, kept, resumed and refused."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import tlx
+from tests import levels
+from tlx import main
+from tlx.config import build
+from tlx.errors import InputError
+from tlx.lr_find import lr_find
+from tlx.models.leaves import values
+from tlx.setup import prepare
+from tlx.weights.files import read_weights, write_safetensors
+from tlx.workdir import Workdir
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def config(tmp_path):
+    fields = levels.fields(tmp_path) | {"tune.method": "auto", "train.steps": 6}
+    del fields["train.batch_size"]
+    return fields
+
+
+def chosen(workdir):
+    return {
+        c["field"]: c["value"]
+        for c in json.loads((workdir / "choices.json").read_text())["choices"]
+    }
+
+
+def test_the_command_prints_what_it_chose_and_the_run_is_made_of_it(tmp_path):
+    command = [sys.executable, "-m", "tlx.main", f"--config={ROOT / 'configs' / 'auto.py'}"]
+    fields = levels.fields(tmp_path) | {"model.weights": "glyphs", "model.name": "resnet20_cifar"}
+    fields |= {"data.val_fraction": 0, "train.steps": 4}
+    command += [f"--config.{name}={value}" for name, value in fields.items()]
+    workdir = tmp_path / "run"
+    done = subprocess.run(
+        [*command, f"--workdir={workdir}"], capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 0, done.stderr
+    assert "tune.method=auto chose these; each can be set instead:" in done.stdout
+    assert "8 examples a class, fewer than 200" in done.stdout
+    assert (
+        "left as they are set: train.steps, train.batch_size, data.image_size, data.resize"
+        in done.stdout
+    )
+    assert "frozen    stem layer1 layer2" in done.stdout
+    summary = json.loads((workdir / "summary.json").read_text())
+    assert summary["chosen"] == chosen(workdir)
+    assert summary["chosen"]["tune.method"] == "partial" and summary["steps"] == 4
+    assert summary["chosen"]["data.augment"] == ["pad_crop:1", "flip"]
+    report = (workdir / "report.md").read_text()
+    assert "## What was chosen" in report and "| tune.freeze\\_stages | 3 |" in report
+    stored = json.loads((workdir / "config.json").read_text())
+    assert stored["tune"]["method"] == "auto" and "train.steps" in stored["tune"]["keep"]
+    again = main.main([*command[3:], f"--workdir={workdir}"])
+    assert again == 0
+    other = main.main([*command[3:], f"--workdir={workdir}", "--config.train.mixup=0"])
+    assert other == 2  # at its default, but it is set
+
+
+def test_a_stopped_run_goes_on_with_what_was_chosen_and_ends_with_the_same_bits(
+    tmp_path, config, monkeypatch, capsys
+):
+    fields = config | {"checkpoint.every": "2", "checkpoint.keep_last": 9}
+    summary = tlx.finetune(fields, tmp_path / "run")
+    trained = values(tlx.load(tmp_path / "run"))
+    first = capsys.readouterr().out
+    (tmp_path / "run" / "summary.json").unlink()
+    for step in (4, 6):
+        shutil.rmtree(tmp_path / "run" / "checkpoints" / str(step))
+
+    def never(*arguments, **fields):
+        raise AssertionError("decided anew")
+
+    monkeypatch.setattr("tlx.tuning.auto.choose", never)
+    again = tlx.finetune(fields, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "resuming at step 2 of 6" in out
+    start, end = "tune.method=auto chose these", "trained:"  # the choices and the plan
+    assert first[first.index(start) : first.index(end)] == out[out.index(start) : out.index(end)]
+    assert again["test/loss"] == summary["test/loss"] and again["chosen"] == summary["chosen"]
+    for path, value in values(tlx.load(tmp_path / "run")).items():
+        np.testing.assert_array_equal(value, trained[path], err_msg=path)
+
+
+def test_the_same_bits_as_the_choices_written_out(tmp_path, config):
+    tlx.finetune(config, tmp_path / "auto")
+    written = config | chosen(tmp_path / "auto")
+    tlx.finetune(written, tmp_path / "written")
+    one, two = (values(tlx.load(tmp_path / name)) for name in ("auto", "written"))
+    for path in one:
+        np.testing.assert_array_equal(one[path], two[path], err_msg=path)
+
+
+@pytest.mark.slow
+def test_adapters_that_were_chosen_are_evaluated_loaded_and_exported(tmp_path, config):
+    fields = config | {"tune.rank": 2, "optimizer.lr": 0.01}
+    summary = tlx.finetune(fields, tmp_path / "run")
+    assert summary["chosen"]["tune.method"] == "lora" and "tune.rank" not in summary["chosen"]
+    assert tlx.evaluate(fields, tmp_path / "run")["test/loss"] == summary["test/loss"]
+    assert any(".adapter." in path for path in values(tlx.load(tmp_path / "run")))
+    assert main.main(["--mode=evaluate", f"--workdir={tmp_path / 'run'}"]) == 0
+    evaluated = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert evaluated["test/loss"] == summary["test/loss"]
+    assert evaluated["chosen"]["tune.method"] == "lora"
+    assert main.main(["--mode=export", f"--workdir={tmp_path / 'run'}"]) == 0
+    assert (tmp_path / "run" / "export" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+def test_without_training_nothing_is_decided(tmp_path, config):
+    source = tlx.create_model("resnet20_cifar", num_classes=3, seed=3)
+    tlx.save_weights(source, tmp_path / "net.safetensors")
+    fields = config | {
+        "model.name": "resnet20_cifar",
+        "model.weights": str(tmp_path / "net.safetensors"),
+        "model.head": "keep",
+    }
+    summary = tlx.evaluate(fields, tmp_path / "run")
+    assert summary["steps"] == 0 and "chosen" not in summary
+    assert not (tmp_path / "run" / "choices.json").exists()
+    plain = tlx.evaluate(fields | {"tune.method": "full"}, tmp_path / "other")
+    assert plain["test/loss"] == summary["test/loss"]
+
+
+def test_the_range_test_uses_what_is_chosen_and_leaves_no_choices(tmp_path, config, capsys):
+    del config["train.steps"]
+    lr_find(config, tmp_path / "run")
+    assert "tune.method=auto chose these" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["lr_find.json", "lr_find.png"]
+
+
+def setup_of(config, **fields):
+    return prepare(build(config, {name.replace("__", "."): v for name, v in fields.items()}))
+
+
+def test_fields_that_are_set_win_over_the_choice(config):
+    setup, lines = setup_of(config, optimizer__lr=0.01, train__batch_size=4, data__augment="")
+    made = setup.config
+    assert made.optimizer.lr == 0.01 and made.train.batch_size == 4 and made.data.augment == ()
+    assert not {"optimizer.lr", "train.batch_size", "data.augment"} & {
+        choice.field for choice in setup.choices
+    }
+    assert lines[-1].splitlines()[-1].startswith("left as they are set: optimizer.lr, ")
+    setup, _ = setup_of(config, train__epochs=2)
+    assert (setup.config.train.steps, setup.config.train.epochs) == (6, 2)
+
+
+def test_small_pictures_are_enlarged_for_a_network_that_knows_larger_ones(tmp_path, config):
+    tlx.save_weights(tlx.create_model("resnet18", num_classes=7), tmp_path / "net.safetensors")
+    weights = {"model.name": "resnet18", "model.weights": str(tmp_path / "net.safetensors")}
+    for name in ("data.image_size", "data.resize"):
+        del config[name]
+    setup, lines = setup_of(config | weights)
+    preprocess = setup.model.meta.preprocess
+    assert (preprocess.size, preprocess.resize) == (128, 160)
+    assert "preprocessing overridden by the config: size: 224 -> 128" in lines
+    assert setup.augmentation.names == ("random_crop", "flip")
+    setup, _ = setup_of(config | weights, data__image_size=64)
+    assert (setup.model.meta.preprocess.size, setup.model.meta.preprocess.resize) == (64, 73)
+
+
+def test_stages_that_the_file_lacks_are_trained(tmp_path, config):
+    tlx.save_weights(tlx.create_model("resnet20_cifar.glyphs"), tmp_path / "net.safetensors")
+    whole = read_weights(tmp_path / "net.safetensors")
+    part = {name: np.array(array) for name, array in whole.items() if "layer3." not in name}
+    write_safetensors(part, tmp_path / "part.safetensors", {})
+    weights = {
+        "model.name": "resnet20_cifar",
+        "model.weights": str(tmp_path / "part.safetensors"),
+        "model.missing_ok": "layer3",
+    }
+    setup, lines = setup_of(config | weights)
+    assert (setup.config.tune.method, setup.config.tune.freeze_stages) == ("partial", 3)
+    assert "the weights lack layer3: what comes before is kept" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"tune.freeze_stages": 9}, "tune.freeze_stages is 9, the model has 4 stages"),
+        ({"tune.rank": 2, "tune.freeze_stages": 2}, "no method reads them all"),
+        ({"tune.targets": "nowhere"}, "tune.targets: 'nowhere' is no layer"),
+        ({"optimizer.name": "addam"}, "did you mean 'adam"),
+        ({"optimizer.options": "momentun=0.9"}, "did you mean 'momentum'"),
+        ({"data.augment": "flop"}, "did you mean 'flip'"),
+        ({"tune.keep": "optimizer.rate"}, "is no field that auto decides"),
+        ({"train.accumulate": 3, "train.batch_size": 16}, "use a multiple of 3"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_written(tmp_path, config, fields, says):
+    with pytest.raises(InputError) as caught:
+        tlx.finetune(config | fields, tmp_path / "run")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_what_can_be_said_is_said_before_weights_are_fetched(tmp_path, config, monkeypatch):
+    def fetched(*arguments):
+        raise AssertionError("fetched")
+
+    monkeypatch.setattr("tlx.setup.open_weights", fetched)
+    for fields in ({"tune.freeze_stages": 9}, {"optimizer.name": "addam"}):
+        with pytest.raises(InputError):
+            tlx.finetune(config | fields, tmp_path / "run")
+
+
+def test_parts_of_a_batch_share_the_batch_that_is_chosen(config):
+    setup, _ = setup_of(config, train__accumulate=3)
+    assert setup.config.train.batch_size == 18
+
+
+def test_choices_that_are_missing_or_damaged_are_named(tmp_path, config):
+    tlx.finetune(config | {"train.steps": 1}, tmp_path / "run")
+    path = tmp_path / "run" / "choices.json"
+    whole = path.read_text()
+    for text, says in (
+        (whole[:50], "choices.json is damaged"),
+        ("{}", "choices.json is damaged"),
+        (whole.replace('"partial"', '"partail"'), "did you mean 'partial'"),
+    ):
+        path.write_text(text)
+        with pytest.raises(InputError, match=says):
+            tlx.load(tmp_path / "run")
+    path.unlink()
+    with pytest.raises(InputError, match=r"there is no choices\.json"):
+        tlx.load(tmp_path / "run")
+
+
+def test_keep_belongs_to_auto(tmp_path, config):
+    with pytest.raises(InputError, match=r"tune\.keep is given, but tune\.method is 'full'"):
+        tlx.finetune(config | {"tune.method": "full", "tune.keep": "train.steps"}, tmp_path / "run")
+    assert Workdir(tmp_path / "run").read_choices(build({"tune.method": "full"})) == ()

@@ -1,0 +1,141 @@
+"""The finished runs that a soup is made of: opened, and held against each other."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from tlx import config as config_lib
+from tlx.config import Config
+from tlx.errors import InputError
+from tlx.setup import Setup, prepare
+from tlx.soups.config import MERGED
+from tlx.training.resume import stored_facts, stored_model
+from tlx.workdir import Workdir
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """A finished run, opened."""
+
+    path: str  # as it was given
+    setup: Setup  # of its own config
+    facts: Mapping[str, Any]  # of base.json
+
+    @property
+    def folder(self) -> Workdir:
+        """Its workdir."""
+        return Workdir(Path(self.path))
+
+    @property
+    def merges(self) -> bool:
+        """Whether its adapters are merged before anything is averaged."""
+        return self.setup.config.tune.method in MERGED
+
+
+def open_run(path: str, config: Config) -> Run:
+    """Opens a finished run, with the data where the soup's config has it.
+
+    Raises:
+      InputError, InputFileNotFoundError: it is a soup or not finished; or as `prepare`.
+    """
+    folder = Workdir(Path(path))
+    own = folder.read_config()
+    if own.soup.runs:
+        raise InputError(f"{path} is a soup: name the runs that it was made of")
+    if folder.read_summary() is None:
+        raise InputError(
+            f"{path} is not finished: the command that started it goes on; or leave it out"
+        )
+    where = {
+        name: value
+        for name, value in config_lib.flatten(config_lib.to_json(config)).items()
+        if name in config_lib.NOT_IDENTITY and name.startswith("data.")
+    }
+    setup, _ = prepare(config_lib.build(own, where), stored=stored_model(folder))
+    return Run(path, setup, stored_facts(folder)[1])
+
+
+def compare(one: Run, two: Run) -> None:
+    """Holds two runs against each other.
+
+    Raises:
+      InputError: they are not of one network that began with the same weights and trained the same of it, or the pictures
+        held out from one may have been trained on in the other; names both and what differs.
+    """
+    found = [
+        f"{what} ({shown(one, two)} and {shown(two, one)})"
+        for what, shown in _FACTS.items()
+        if shown(one, two) != shown(two, one)
+    ]
+    if found:
+        raise InputError(
+            f"{one.path} and {two.path} cannot be averaged, they differ in {'; '.join(found)}"
+        )
+
+
+def _beginning(run: Run, other: Run) -> str:
+    if digest := run.facts.get("weights_sha256"):
+        adapters = run.facts.get("adapters_sha256")
+        return f"sha256 {digest[:16]}" + (f", adapters {adapters[:16]}" if adapters else "")
+    return f"drawn from seed {run.setup.config.seed}"
+
+
+def _shapes(run: Run, other: Run) -> str:
+    """Returns the first value that the other has not, or in another shape."""
+    if run.merges and other.merges:
+        return ""  # without adapters it follows from the architecture, the classes and the input
+    mine, yours = run.setup.leaves, other.setup.leaves
+    for path in mine | yours:
+        shapes = [own[path].shape if path in own else None for own in (mine, yours)]
+        if shapes[0] != shapes[1]:
+            return f"{path} {shapes[0] or 'absent'}"
+    return ""
+
+
+def _trained(run: Run, other: Run) -> str:
+    """Returns what is frozen in one and trained in the other."""
+    mine, yours = (set(one.setup.plans[-1].frozen) for one in (run, other))
+    if mine == yours or (run.merges and other.merges):
+        return ""
+    path = min(mine ^ yours)
+    return f"tune.method={run.setup.config.tune.method}: {path} {'frozen' if path in mine else 'trained'}"
+
+
+def _classes(run: Run, other: Run) -> str:
+    """Returns the first class that is another."""
+    names = (one.setup.model.meta.class_names for one in (run, other))
+    pairs = enumerate(itertools.zip_longest(*names))
+    return next((f"{i} is {mine}" for i, (mine, yours) in pairs if mine != yours), "")
+
+
+def _preprocessing(run: Run, other: Run) -> str:
+    mine, yours = (dataclasses.asdict(one.setup.model.meta.preprocess) for one in (run, other))
+    return ", ".join(f"{name} {mine[name]}" for name in mine if mine[name] != yours[name])
+
+
+def _examples(split: str) -> Callable[[Run, Run], str]:
+    def shown(run: Run, other: Run) -> str:
+        examples = run.setup.splits.given().get(split)
+        return f"{len(examples)}, {examples.fingerprint[:16]}" if examples is not None else "none"
+
+    return shown
+
+
+# What must be the same in two runs, and how it is shown of one beside the other.
+_FACTS: dict[str, Callable[[Run, Run], str]] = {
+    "task": lambda run, other: run.setup.config.task,
+    "architecture": lambda run, other: run.setup.model.meta.architecture,
+    "number of classes": lambda run, other: str(run.setup.model.meta.num_classes),
+    "classes": _classes,
+    "preprocessing": _preprocessing,
+    "shapes": _shapes,
+    "the weights that training began with": _beginning,
+    "what is trained": _trained,
+    "frozen weights": lambda run, other: f"sha256 {run.facts['frozen_sha256'][:16]}",
+    "validation examples (a fraction is drawn with the seed)": _examples("val"),
+    "test examples (likewise)": _examples("test"),
+}
