@@ -33,7 +33,9 @@ def test_layers_override_in_turn_and_strings_become_the_fields_types():
         ("optimizer.lr", "nan", "optimizer.lr is nan"),
         ("tune.method", "heed", "did you mean 'head'"),
         ("train.batch_size", 0, "expected 1 to"),
-        ("optimizer.warmup", "soon", "expected 500 (steps), 2ep (epochs) or 5%"),
+        ("optimizer.warmup", "soon", "expected 500 (whole steps), 2ep (epochs) or 5%"),
+        ("eval.every", "0.5", "eval.every is '0.5', expected 500 (whole steps), 2ep (epochs) or"),
+        ("checkpoint.every", "2.5steps", "checkpoint.every is '2.5steps', expected 500 (whole"),
         ("optimizer.milestones", "50%,x", "optimizer.milestones is 'x'"),
         ("data.augment", 3, "comma-separated"),
     ],
@@ -81,6 +83,28 @@ def test_a_locked_default_refuses_typos_in_config_files(tmp_path):
         config_lib.load(path)
 
 
+def test_a_config_that_edits_another(tmp_path, monkeypatch):
+    (tmp_path / "one.py").write_text(
+        "from tlx.config import defaults\ndef get_config():\n  c = defaults()\n  c.train.epochs = 3.0\n"
+        "  c.data.augment = ('flip',)\n  return c\n"
+    )
+    other = tmp_path / "other.py"
+    other.write_text(
+        "from pathlib import Path\nfrom tlx.config import based_on\ndef get_config():\n"
+        "  c = based_on(Path(__file__).with_name('one.py'))\n  c.seed = 7\n  return c\n"
+    )
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    one, two = (config_lib.build(config_lib.load(tmp_path / f"{n}.py")) for n in ("one", "other"))
+    assert config_lib.differences(one, two) == ["seed: 0 -> 7"]
+    other.write_text(other.read_text().replace("c.seed", "c.sed"))
+    with pytest.raises(InputError, match=r'other\.py.*Did you mean "seed"'):
+        config_lib.load(other)
+    other.write_text(other.read_text().replace("one.py", "none.py"))
+    with pytest.raises(FileNotFoundError, match=r"no config file .*none\.py; there are: .*one\.py"):
+        config_lib.load(other)
+
+
 def test_a_missing_config_file_names_those_beside_it(tmp_path):
     (tmp_path / "there.py").write_text("")
     with pytest.raises(
@@ -95,6 +119,11 @@ def test_a_missing_config_file_names_those_beside_it(tmp_path):
 )
 def test_durations(text, steps):
     assert config_lib.duration(text, steps_per_epoch=10, total_steps=200) == steps
+
+
+def test_a_part_of_a_step_is_no_duration():
+    with pytest.raises(InputError, match=r"'4\.5' is not a duration: write 500 \(whole steps\)"):
+        config_lib.duration("4.5", steps_per_epoch=10, total_steps=200)
 
 
 def test_the_digest_and_the_differences_follow_what_makes_another_run():

@@ -35,6 +35,14 @@ def test_config_builds_and_its_docstring_says_how_it_is_run(path):
     assert "PLACEHOLDER" not in text
 
 
+def test_a_table_is_trained_on_as_a_folder():
+    one, two = (
+        config_lib.build(config_lib.load(ROOT / "configs" / f"{name}.py"))
+        for name in ("folder", "table")
+    )
+    assert config_lib.differences(one, two) == ["data.source: 'folder' -> 'table'"]
+
+
 @pytest.mark.parametrize("line", list(commands()))
 def test_documented_commands_are_valid(line, monkeypatch):
     monkeypatch.chdir(ROOT)

@@ -282,3 +282,10 @@ def test_what_training_cannot_do_is_said_before_anything_is_written(
         tlx.finetune(config | {field: value}, tmp_path / "run")
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_batch_of_one_is_not_mixed_with_itself(tmp_path, config):
+    fields = config | {"train.batch_size": 1, "train.cutmix": 1.0}
+    with pytest.raises(InputError, match=r"train\.cutmix is 1, but train\.batch_size is 1"):
+        tlx.finetune(fields, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from tlx.run import load as load
     from tlx.soups.make import soup as soup
     from tlx.weights.meta import WeightsMeta as WeightsMeta
-    from tlx.weights.peft import load_adapters as load_adapters
-    from tlx.weights.peft import save_adapters as save_adapters
+    from tlx.weights.peft_read import load_adapters as load_adapters
+    from tlx.weights.peft_write import save_adapters as save_adapters
 
 _PUBLIC = {
     "Config": ("tlx.config", "Config"),
@@ -29,9 +29,9 @@ _PUBLIC = {
     "finetune": ("tlx.run", "finetune"),
     "list_models": ("tlx.models", "list_models"),
     "load": ("tlx.run", "load"),
-    "load_adapters": ("tlx.weights.peft", "load_adapters"),
+    "load_adapters": ("tlx.weights.peft_read", "load_adapters"),
     "preprocess": ("tlx.data.preprocess", "preprocess_fn"),
-    "save_adapters": ("tlx.weights.peft", "save_adapters"),
+    "save_adapters": ("tlx.weights.peft_write", "save_adapters"),
     "save_weights": ("tlx.pretrained", "save_weights"),
     "soup": ("tlx.soups.make", "soup"),
 }

@@ -35,6 +35,9 @@ class ModelConfig:
     head: str = (
         "auto"  # auto: keep the file's head when its class names are the data's | keep | new
     )
+    # a folder of lora, dora or ia3 adapters that are trained on, as peft or --mode=export (export/adapter) wrote them;
+    # layers, rank and alpha are theirs, and the head where its classes are the data's
+    adapters: str = ""
     missing_ok: tuple[str, ...] = ()  # parameters the file may lack: a stage's name or a regex
     head_init: str = "default"  # how a new head is drawn: default | zero | small (a hundredth)
     in_channels: int = 0  # of the input; 0: as the weights; the first kernel is made to fit
@@ -70,7 +73,8 @@ class DataConfig:
     mean: tuple[float, ...] = ()  # (): the weights' own
     std: tuple[float, ...] = ()
     # pad_crop:4 | random_crop | random_resized_crop:0.08 | flip | rand_augment:2:9 | trivial_augment |
-    # color_jitter:0.4 | grayscale:0.1 | random_erasing:0.5, in the order in which they are applied
+    # color_jitter:0.4 or, with hue, :0.4:0.4:0.4:0.1 | grayscale:0.1 | random_erasing:0.5, in the order in which they
+    # are applied
     augment: tuple[str, ...] = ()
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
@@ -101,7 +105,8 @@ class TuneConfig:
     ] = ()  # rules: REGEX=GROUP, first match wins, no commas in a REGEX; group frozen is not trained
     groups: tuple[
         str, ...
-    ] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0
+    ] = ()  # GROUP.FIELD=VALUE, as head.lr=10 (a multiplier), head.weight_decay=0, head.optimizer=adamw,
+    # head.options=b2=0.95;eps=1e-6
     batchnorm: str = (
         "auto"  # auto: running statistics where frozen | frozen: everywhere | train: nowhere
     )
@@ -301,14 +306,25 @@ _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ep|epochs?|%|ste
 
 
 def duration(text: str, *, steps_per_epoch: float, total_steps: int) -> int:
-    """Returns the number of steps that "500", "2ep" or "5%" stands for, rounded to the nearest."""
-    match = _DURATION.fullmatch(text)
-    if not match:
-        raise InputError(f"{text!r} is not a duration: write 500 (steps), 2ep (epochs) or 5%")
-    value, unit = float(match[1]), match[2] or "steps"
+    """Returns the number of steps that "500", "2ep" or "5%" stands for, rounded to the nearest.
+
+    Raises:
+      InputError: it is no duration, or a part of a step.
+    """
+    if (read := _read_duration(text)) is None:
+        raise InputError(f"{text!r} is not a duration: write 500 (whole steps), 2ep (epochs) or 5%")
+    value, unit = read
     if unit == "%":
         return round(value / 100 * total_steps)
     return round(value * steps_per_epoch) if unit.startswith("ep") else round(value)
+
+
+def _read_duration(text: str) -> tuple[float, str] | None:
+    """Returns the number and its unit; None where there is none, or it is not of whole steps."""
+    if not (match := _DURATION.fullmatch(text)):
+        return None
+    value, unit = float(match[1]), match[2] or "steps"
+    return None if unit.startswith("step") and not value.is_integer() else (value, unit)
 
 
 def fields(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
@@ -326,6 +342,13 @@ def fields(cls: type = Config, prefix: str = "") -> dict[str, tuple[Any, Any]]:
 def defaults() -> ml_collections.ConfigDict:
     """Returns every field at its default as a locked ConfigDict, for `get_config` to edit."""
     return ml_collections.ConfigDict(dataclasses.asdict(Config())).lock()
+
+
+def based_on(path: str | Path) -> ml_collections.ConfigDict:
+    """Returns another file's config as a locked ConfigDict, for `get_config` to edit. Raises as `load`."""
+    config = defaults()
+    config.update_from_flattened_dict(load(path))
+    return config
 
 
 def load(path: str | Path) -> dict[str, Any]:
@@ -450,9 +473,9 @@ def check_choice(shown: str, value: Any, choices: Sequence[str]) -> None:
 def duration_check(name: str, texts: Iterable[str]) -> None:
     """Raises InputError, naming the field, where a text is no duration."""
     for text in texts:
-        if not _DURATION.fullmatch(text):
+        if _read_duration(text) is None:
             raise InputError(
-                f"config.{name} is {text!r}, expected 500 (steps), 2ep (epochs) or 5% (of the run)"
+                f"config.{name} is {text!r}, expected 500 (whole steps), 2ep (epochs) or 5% (of the run)"
             )
 
 

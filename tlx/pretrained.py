@@ -6,9 +6,10 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,7 +17,8 @@ import numpy as np
 from tlx import models
 from tlx.config import check_choice, checked
 from tlx.errors import InputError
-from tlx.models.adapters import initial_magnitudes, merged
+from tlx.models.adapters import NAME as ADAPTER
+from tlx.models.adapters import adapted_layers, initial_magnitudes, merged, specs_of
 from tlx.models.base import Model
 from tlx.models.layers import Initializer, zeros
 from tlx.models.leaves import (
@@ -41,6 +43,7 @@ from tlx.weights.load import (
     open_weights,
 )
 from tlx.weights.meta import WeightsMeta
+from tlx.weights.peft_read import AdapterFiles
 
 
 @functools.cache
@@ -61,6 +64,38 @@ HEAD_INITS: dict[str, Callable[[Initializer], Initializer]] = {
 }
 
 
+class Trained(NamedTuple):
+    """The folder of adapters that a run begins with, and what of it is used."""
+
+    files: AdapterFiles
+    beside: tuple[str, ...]  # what it fills but its adapters
+    no_head: str = ""  # why its head is not used, where there is one
+
+    def facts(self) -> dict[str, Any]:
+        """Returns where the adapters come from."""
+        folder, sha256 = str(self.files.folder), self.files.content_hash
+        return {"adapters": folder, "adapters_sha256": sha256}
+
+    def describe(self, model: Model) -> list[str]:
+        """Returns lines for the log; the model is that which has the adapters."""
+        files, specs = self.files, specs_of(model)
+        lines = [
+            f"adapters: {files.folder} ({files.method}, content sha256 {files.content_hash[:16]}) at {_layers(specs)}"
+        ]
+        for name in ("rank", "alpha"):
+            if found := sorted({getattr(spec, name) for spec in specs.values()} - {0}):
+                lines[0] += f"; {name} {', '.join(f'{number:g}' for number in found)}"
+        if self.beside:
+            lines.append(f"from there too: {listing(self.beside)}")
+        if self.no_head:
+            lines.append(f"the head that is there is not used: {self.no_head}")
+        own, theirs = model.meta.base, files.meta.base if files.meta else ""
+        theirs = theirs or str(files.config.get("base_model_name_or_path") or "")
+        if theirs and theirs != own:
+            lines.append(f"they were trained on {theirs!r}, these weights are {own or 'not named'}")
+        return lines
+
+
 @dataclasses.dataclass(frozen=True)
 class Source:
     """Where a model's values come from, decided and checked, before anything is placed on a device."""
@@ -71,6 +106,7 @@ class Source:
 
     head_init: str = "default"
     overridden: tuple[str, ...] = ()  # what of the weights' own preprocessing was changed
+    trained: Trained | None = None  # the adapters, where they are not new
 
     @functools.cached_property
     def leaves(self) -> dict[str, Leaf]:
@@ -96,7 +132,8 @@ class Source:
                 placed |= zip(paths, jax.device_put(arrays, sharding), strict=True)
         missing = [path for path in found if path not in placed]
         placed |= initial_values(found, missing, seed, sharding)
-        placed |= initial_magnitudes(placed)
+        magnitudes = initial_magnitudes(placed)
+        placed |= {path: magnitudes[path] for path in missing if path in magnitudes}
         return {path: placed[path] for path in found}
 
     def facts(self) -> dict[str, Any]:
@@ -115,6 +152,7 @@ class Source:
             "weights": str(self.file.path),
             "weights_sha256": self.file.content_hash,
             **{name: fact for name, fact in published.items() if fact},
+            **(self.trained.facts() if self.trained else {}),
             **changed,
         }
 
@@ -126,14 +164,34 @@ class Source:
             ]
         lines = [
             f"weights: {self.file.path} ({self.file.meta_origin}; {self.file.table.name} names, "
-            f"content sha256 {self.file.content_hash[:16]}): {len(self.loaded.arrays)} values loaded"
+            f"content sha256 {self.file.content_hash[:16]}): {self._from_file()} values loaded"
         ]
         if self.loaded.dropped:
             lines.append(f"dropped from the file: {listing(self.loaded.dropped)}")
         if self.loaded.fresh:
             lines.append(f"initialised afresh: {listing(self.loaded.fresh)}")
+        if self.trained:
+            lines += self.trained.describe(self.model)
+        elif layers := dict(adapted_layers(self.model)):
+            (kind,) = {type(layer.adapter).__name__ for layer in layers.values()}
+            lines.append(
+                f"initialised afresh, so that they change nothing at first: {kind} adapters at {_layers(layers)}"
+            )
         lines += self.loaded.fitted
         return lines
+
+    def _from_file(self) -> int:
+        """Returns how many values are those of the weights file."""
+        assert self.loaded is not None
+        beside = self.trained.beside if self.trained else ()
+        return sum(f".{ADAPTER}." not in p and p not in beside for p in self.loaded.arrays)
+
+
+def _layers(paths: Collection[str]) -> str:
+    """Returns how many layers there are, and their paths; those of more than eight counted by stage."""
+    stages = Counter(path.split(".", 1)[0] for path in paths)
+    named = paths if len(paths) <= 8 else (f"{name} ({n})" for name, n in stages.items())
+    return f"{len(paths)} layers: {', '.join(named)}"
 
 
 def source(

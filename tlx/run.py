@@ -25,6 +25,7 @@ from tlx.setup import (
     Setup,
     Tuning,
     describe_average,
+    describe_parts,
     describe_weights,
     estimator,
     prepare,
@@ -43,7 +44,7 @@ from tlx.tuning.adapters import with_adapters
 from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
-from tlx.weights.peft import save_adapters
+from tlx.weights.peft_write import save_adapters
 from tlx.workdir import Workdir
 
 AnyConfig = Config | Mapping[str, Any]  # also an ml_collections.ConfigDict
@@ -76,17 +77,13 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         )
         return summary
     trained, given = folder.has_checkpoints, config
-    stored, origin = stored_model(folder) if trained else (None, None)
+    stored = stored_model(folder) if trained else None
     choices = folder.read_choices(config) if trained else ()
-    setup, lines = prepare(config, stored=stored, stored_origin=origin, choices=choices)
+    setup, lines = prepare(config, stored=stored, choices=choices)
     config, tuning = setup.config, prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
-    if config.train.accumulate > 1 and any(phase.plan.statistics for phase in tuning.phases):
-        lines.append(
-            f"train.accumulate={config.train.accumulate}: BatchNorm uses the statistics of each part of a batch, "
-            "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
-        )
+    lines += describe_parts(config.train.accumulate, tuning)
     lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
     print(*lines, "", table, "", sep="\n", flush=True)
@@ -111,11 +108,9 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     folder.check(config)
     begun = time.perf_counter()
     trained = folder.has_checkpoints
-    stored, origin = stored_model(folder) if trained else (None, None)
+    stored = stored_model(folder) if trained else None
     choices = folder.read_choices(config) if trained else ()
-    setup, lines = prepare(
-        config, stored=stored, stored_origin=origin, choices=choices, training=False
-    )
+    setup, lines = prepare(config, stored=stored, choices=choices, training=False)
     config = setup.config
     print(*lines, sep="\n", flush=True)
     sharding = replicated(setup.mesh)
@@ -168,12 +163,12 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
     """
     folder = Workdir(Path(workdir))
     folder.read_config()  # the folder holds a run
-    meta, origin = stored_model(folder)
+    meta, origin, adapters = stored_model(folder)
     config = folder.read_decided()
     source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )
-    model = with_adapters(source, config.tune).model
+    model = with_adapters(source, config.tune, adapters).model
     found = leaves(model)
     plans = make_plans(found, model.stages, config.tune, model.auxiliary)
     values, _, _ = restore_values(

@@ -17,7 +17,7 @@ from tlx import pretrained
 from tlx.config import AUTO, Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
-from tlx.data.mixing import Mixing
+from tlx.data.mixing import Mixing, make_mixing
 from tlx.data.source import Examples, Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
@@ -27,6 +27,7 @@ from tlx.models.leaves import Leaf, Values, is_within, leaves
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
+from tlx.training.resume import StoredModel
 from tlx.training.statistics import Estimator, batches_of_estimate
 from tlx.training.step import (
     EvalStep,
@@ -45,9 +46,10 @@ from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
-from tlx.weights.keymap import Origin
+from tlx.tuning.trained_adapters import check_method, with_trained_adapters
 from tlx.weights.load import Fitting, WeightsFile, open_weights
 from tlx.weights.meta import WeightsMeta
+from tlx.weights.peft_read import AdapterFiles, open_adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,8 +149,7 @@ class Tuning:
 def prepare(
     config: Config,
     *,
-    stored: WeightsMeta | None = None,
-    stored_origin: Origin | None = None,
+    stored: StoredModel | None = None,
     choices: Sequence[auto.Choice] = (),
     training: bool = True,
 ) -> tuple[Setup, list[str]]:
@@ -156,9 +157,8 @@ def prepare(
 
     Args:
       config: of the run. With tune.method=auto the setup's has what was decided in its place.
-      stored: the meta of a run whose values are in its workdir: no weights file is read then, and the
+      stored: the model of a run whose values are in its workdir: no weights file is read then, and the
         data must have that run's classes.
-      stored_origin: likewise what is needed to write its weights under their source's names.
       choices: likewise what tune.method=auto decided when it was begun.
       training: False: only the held-out split is opened, and nothing is decided.
 
@@ -187,21 +187,26 @@ def prepare(
     lines = [f"data: {config.data.source} {config.data.root}".rstrip() + f": {_counts(splits)}"]
     lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
     if stored is not None:
-        splits = in_network_order(splits, stored)
+        splits = in_network_order(splits, stored.meta)
         names = splits.class_names
-        _check_classes(stored, names)
+        _check_classes(stored.meta, names)
         weights = pretrained.source(
-            stored.architecture,
+            stored.meta.architecture,
             class_names=names,
-            meta=stored,
-            origin=stored_origin,
+            meta=stored.meta,
+            origin=stored.origin,
             dropout=config.model.dropout,
             drop_path=config.model.drop_path,
         )
-        weights = with_adapters(weights, config.tune)
+        weights = with_adapters(weights, config.tune, stored.adapters)
     else:
+        files = open_adapters(config.model.adapters) if config.model.adapters else None
+        if files and own_weights == "none":
+            raise InputError(
+                "model.adapters were trained on weights that stay as they are, but model.weights is none"
+            )
         if training:
-            _check_tuning(own_name, len(names), config)  # before anything is fetched
+            _check_tuning(own_name, len(names), config, files)  # before anything is fetched
         file = None if own_weights == "none" else open_weights(own_name, own_weights)
         own = file.meta if file else default_meta(own_name)
         classes = resolve_subset(config.data.class_subset, names, own)
@@ -213,7 +218,7 @@ def prepare(
         if not classes:
             splits = in_network_order(splits, own)
             names = splits.class_names
-        weights, changes = _fit(config, own_name, own, file, names, classes, training)
+        weights, changes = _fit(config, own_name, own, file, names, classes, training, files)
         if deciding:
             multiple = mesh.size * config.train.accumulate
             found = facts(_training(splits), weights, multiple=multiple)
@@ -221,10 +226,16 @@ def prepare(
             config = auto.decided(given, choices)
             _check_batches(config, mesh)
             if config.data != given.data:
-                weights, changes = _fit(config, own_name, own, file, names, classes, training)
-        weights = with_adapters(weights, config.tune)
+                weights, changes = _fit(
+                    config, own_name, own, file, names, classes, training, files
+                )
+        if files is None:
+            weights = with_adapters(weights, config.tune)
         lines += weights.describe()
         lines += [f"preprocessing overridden by the config: {change}" for change in changes]
+        if files and files.meta:
+            other = preprocess.overrides(files.meta.preprocess, weights.model.meta.preprocess)
+            lines += [f"the adapters were trained with other preprocessing: {x}" for x in other]
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
     if training and choices:
         lines += ["", auto.choices_table(choices, given)]
@@ -249,7 +260,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
         )
     labels, names = setup.splits.train.labels, setup.splits.class_names
     loss_options = setup.task.loss_options(config.train, labels, names)
-    mixing = Mixing(config.train.mixup, config.train.cutmix, len(names))
+    mixing = make_mixing(config.train, len(names))
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
     if total < 1:
@@ -326,6 +337,22 @@ def train_step(
     )
 
 
+def describe_parts(parts: int, tuning: Tuning) -> list[str]:
+    """Returns a line for each way in which training with parts of a batch differs from that with whole batches."""
+    lines = []
+    if parts > 1 and any(phase.plan.statistics for phase in tuning.phases):
+        lines.append(
+            f"train.accumulate={parts}: BatchNorm uses the statistics of each part of a batch, "
+            "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
+        )
+    if parts > 1 and any(one.name == "bss" for one in tuning.regularizers):
+        lines.append(
+            f"train.accumulate={parts}: bss shrinks the smallest singular values of the features of each part of a batch, "
+            "which are not those of the whole batch"
+        )
+    return lines
+
+
 def statistics_step(setup: Setup, tuning: Tuning, plan: TuningPlan) -> StatisticsStep:
     """Returns the jitted step that estimates the statistics which move in that plan."""
     config = setup.config
@@ -384,16 +411,20 @@ def _fit(
     class_names: tuple[str, ...],
     classes: tuple[int, ...],
     training: bool,
+    files: AdapterFiles | None,
 ) -> tuple[pretrained.Source, list[str]]:
-    """Returns the model with its values, fitted to the config's input, and what of the weights' preprocessing it changes."""
+    """Returns the model with its values, fitted to the config's input, and what of the weights' preprocessing it changes.
+
+    With `files` it has their adapters.
+    """
     shaped = pretrained.shaped(own, in_channels=config.model.in_channels, stem=config.model.stem)
     resolved = preprocess.resolve(shaped.preprocess, config.data)
     changes = preprocess.overrides(own.preprocess, resolved)
-    source = pretrained.source(
+    source = functools.partial(
+        pretrained.source,
         name,
         file=file,
         class_names=class_names,
-        head=config.model.head,
         head_init=config.model.head_init,
         missing_ok=config.model.missing_ok,
         meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
@@ -402,7 +433,10 @@ def _fit(
         drop_path=config.model.drop_path,
         overridden=tuple(changes),
     )
-    return source, changes
+    if files:
+        tune, head = config.tune, config.model.head
+        return with_trained_adapters(source, files, tune, head, class_names), changes
+    return source(head=config.model.head), changes
 
 
 def _training(splits: Splits) -> Examples:
@@ -415,8 +449,10 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
     check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
 
 
-def _check_tuning(name: str, num_classes: int, config: Config) -> None:
+def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFiles | None) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
+    if files:
+        check_method(files, config.tune)
     if config.tune.method == AUTO:  # what can be said of it: one that reads the fields that are set
         method = auto.methods_for(config)[0]
         tune = dataclasses.replace(config.tune, method=method, keep=())

@@ -87,6 +87,10 @@ def test_nothing_asked_for_changes_nothing():
     [
         (("flipp",), "did you mean 'flip'"),
         (("pad_crop:0",), "1 <= VALUE <= 256"),
+        (
+            ("pad_crop:4.5",),
+            "'pad_crop:4.5': expected pad_crop:VALUE with 1 <= VALUE <= 256, VALUE a whole",
+        ),
         (("random_resized_crop:2",), "0.01 <= VALUE <= 1"),
         (("random_resized_crop:x",), "VALUE"),
         (("flip:3",), "expected flip"),

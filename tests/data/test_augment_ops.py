@@ -13,9 +13,11 @@ from tlx.data.augment_ops import (
     color,
     equalize,
     gray,
+    hue,
     one_of,
     posterize,
     solarize,
+    turn_hue,
     whole,
 )
 from tlx.data.augment_policies import rand_augment_magnitudes, trivial_augment_magnitudes
@@ -66,6 +68,24 @@ def test_blending_by_hand():
     np.testing.assert_array_equal(
         operated(image, "contrast", -0.5), [[[39, 44, 49], [134, 84, 34]]]
     )
+
+
+def test_a_third_of_the_circle_exchanges_the_channels():
+    image = np.random.default_rng(0).random((6, 7, 3), np.float32)
+    for turns in (-2, -1, 1, 2):
+        found = jax.jit(turn_hue)(image, turns / 3)
+        np.testing.assert_allclose(found, np.roll(image, turns, -1), atol=1e-6)
+    np.testing.assert_allclose(turn_hue(image, 0.0), image, atol=1e-6)
+    half = turn_hue(jnp.array([[[1.0, 0.25, 0.5], [0.2, 0.2, 0.2]]]), 0.5)
+    np.testing.assert_allclose(half, [[[0.25, 1.0, 0.75], [0.2, 0.2, 0.2]]], atol=1e-6)
+
+
+def test_hue_of_whole_numbers_and_of_one_channel():
+    levels = np.arange(256, dtype=np.float32)
+    image = np.stack([levels, levels[::-1], np.roll(levels, 77)], -1).reshape(16, 16, 3)
+    np.testing.assert_array_equal(jax.jit(hue)(image, 0.0), image)
+    np.testing.assert_array_equal(jax.jit(hue)(image, 1 / 3), np.roll(image, 1, -1))
+    np.testing.assert_array_equal(hue(jnp.asarray(image[..., :1]), 0.3), image[..., :1])
 
 
 def test_sharpness_blends_with_a_blur_that_spares_the_border():
@@ -233,3 +253,27 @@ def test_extremes_of_the_functions_are_torchvisions():
             (affine(ours, jnp.eye(2, 3)), theirs),
         ):
             np.testing.assert_array_equal(found, expected.numpy().transpose(1, 2, 0))
+
+
+@pytest.mark.parity
+def test_hue_is_torchvisions():
+    import torch
+
+    from tests.torchvision_import import import_torchvision
+
+    adjust = import_torchvision().transforms.functional.adjust_hue
+    rng = np.random.default_rng(1)
+    corners = np.array([[[r, g, b] for r in (0, 1) for g in (0, 1)] for b in (0, 1)], np.float32)
+    greys = np.repeat(rng.random((5, 5, 1), np.float32), 3, -1)
+    fractions = rng.random((64, 64, 3), np.float32)
+    whole_numbers = rng.integers(0, 256, (64, 64, 3), np.uint8)
+    for change in (-0.5, -0.31, -1 / 6, -0.1, 0.0, 0.05, 1 / 3, 0.42, 0.5):
+        for picture in (fractions, corners, greys):
+            theirs = adjust(torch.from_numpy(picture.transpose(2, 0, 1).copy()), change)
+            found = jax.jit(turn_hue)(picture, change)
+            np.testing.assert_allclose(found, theirs.numpy().transpose(1, 2, 0), atol=1e-5)
+        theirs = adjust(torch.from_numpy(whole_numbers.transpose(2, 0, 1).copy()), change)
+        found = np.asarray(jax.jit(hue)(whole_numbers.astype(np.float32), change))
+        away = np.abs(found - theirs.numpy().transpose(1, 2, 0))
+        # The last level hangs on the rounding of float32.
+        assert away.max() <= 1 and (away > 0).mean() < 1e-3, (change, (away > 0).mean())

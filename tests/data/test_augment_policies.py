@@ -25,7 +25,10 @@ def augmented(text, images, seed=0, preprocess=PREPROCESS):
 
 @pytest.mark.parametrize(
     "text",
-    ["rand_augment", "trivial_augment", "color_jitter", "grayscale:0.5", "random_erasing:0.5"],
+    [
+        *("rand_augment", "trivial_augment", "color_jitter", "color_jitter:0:0:0:0.5"),
+        *("grayscale:0.5", "random_erasing:0.5"),
+    ],
 )
 def test_each_picture_has_its_own_key_and_values_stay_in_range(text):
     same = np.repeat(pictures(1), 64, axis=0)
@@ -94,6 +97,45 @@ def test_brightness_is_drawn_from_1_less_the_strength_to_1_and_the_strength():
     assert share.mean() == pytest.approx(1.0, abs=0.03)
 
 
+def test_each_of_the_four_strengths_is_its_own():
+    grey = np.full(
+        (500, 8, 8, 3), 100, np.uint8
+    )  # only brightness changes a picture of one grey by much
+    share = augmented("color_jitter:0.2:0:0:0", grey).mean((1, 2, 3)) / 100
+    assert 0.79 <= share.min() < 0.82 and 1.17 < share.max() <= 1.2
+    for text in ("color_jitter:0:0.9:0:0", "color_jitter:0:0:0.9:0", "color_jitter:0:0:0:0.5"):
+        assert np.abs(augmented(text, grey).astype(int) - 100).max() <= 1
+    x = pictures(300)
+    turned = augmented("color_jitter:0:0:0:0.1", x).astype(int)
+    # Hue leaves each pixel's largest and smallest channel as they are.
+    np.testing.assert_array_equal(turned.max(-1), x.max(-1))
+    np.testing.assert_array_equal(turned.min(-1), x.min(-1))
+    assert (turned != x).any((1, 2, 3)).mean() > 0.95
+    np.testing.assert_array_equal(augmented("color_jitter:0:0:0:0", x), x)
+    np.testing.assert_array_equal(
+        augmented("color_jitter:0.4:0.4:0.4:0.1", x), augmented("color_jitter:0.4:0.4:0.4:.1", x)
+    )
+
+
+def test_hues_are_drawn_evenly_on_both_sides():
+    red = np.broadcast_to(np.array([255, 0, 0], np.uint8), (2000, 4, 4, 3))
+    found = augmented("color_jitter:0:0:0:0.1", red)[:, 0, 0].astype(int)
+    # Red turns to yellow by 1/6 of the circle, or to magenta by as much the other way.
+    share = (found[:, 1] - found[:, 2]) / 255 / 6
+    assert -0.1 <= share.min() < -0.097 and 0.097 < share.max() <= 0.1
+    assert abs(share.mean()) < 0.006 and share.std() == pytest.approx(0.1 / 3**0.5, abs=0.003)
+
+
+def test_brightness_comes_before_contrast_as_often_as_after():
+    # Black and white: made lighter and then of less contrast they add up to 255, the other way round to more;
+    # of more contrast to 255 either way, and darker to less. So 1/2 * (1/2 + 1/2 * 1/2) add up to 255.
+    x = np.zeros((4000, 4, 4, 3), np.uint8)
+    x[:, :2] = 255
+    found = augmented("color_jitter:0.5:0.5:0:0", x).astype(int)
+    share = (np.abs(found[:, 0, 0, 0] + found[:, 3, 0, 0] - 255) <= 1).mean()
+    assert share == pytest.approx(0.375, abs=0.03)
+
+
 def test_grayscale_is_all_or_nothing():
     x = pictures(400)
     found = augmented("grayscale:0.3", x)
@@ -141,6 +183,8 @@ def test_colours_of_one_channel_are_none(channels):
     changed = augmented("grayscale:1", x, preprocess=preprocess) != x
     assert changed.any() == (channels == 3)
     assert augmented("rand_augment", x, preprocess=preprocess).shape == x.shape
+    turned = augmented("color_jitter:0:0:0.9:0.5", x, preprocess=preprocess) != x
+    assert turned.any() == (channels == 3)
 
 
 def test_floats_of_a_resized_crop_are_rounded_first():
@@ -172,6 +216,10 @@ def test_other_numbers_of_channels_are_refused_where_colours_are_needed(text):
         ("trivial_augment:3", "expected trivial_augment without a value"),
         ("random_erasing:1.5", "random_erasing:PROBABILITY with 0 <= PROBABILITY <= 1"),
         ("color_jitter:-1", "color_jitter:STRENGTH with 0 <= STRENGTH"),
+        ("color_jitter:0.4:0.4", "or color_jitter:BRIGHTNESS:CONTRAST:SATURATION:HUE with 0 <="),
+        ("color_jitter:0.4:0.4:0.4", "color_jitter:STRENGTH with 0 <= STRENGTH <= 10 or"),
+        ("color_jitter:0.4:0.4:0.4:0.6", "0 <= HUE <= 0.5"),
+        ("color_jitter:0.4:0.4:0.4:0.1:1", "expected color_jitter:STRENGTH"),
         ("grayscale:nan", "grayscale:PROBABILITY"),
         ("randaugment", "did you mean 'rand_augment'"),
     ],
@@ -182,7 +230,10 @@ def test_wrong_values_are_named(text, says):
     assert says in str(caught.value) and "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["rand_augment:3:15", "trivial_augment", "color_jitter:0.5"])
+@pytest.mark.parametrize(
+    "text",
+    ["rand_augment:3:15", "trivial_augment", "color_jitter:0.5", "color_jitter:0.4:0.4:0.4:0.1"],
+)
 def test_all_branches_for_all_pictures_are_what_the_loop_on_the_cpu_computes(text):
     name, *values = text.split(":")
     image_map = AUGMENTATIONS[name].make(PREPROCESS, *map(float, values))

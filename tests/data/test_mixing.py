@@ -3,7 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlx.data.mixing import Mixing, cutmix_share, mix, mixup_share
+from tlx.config import build
+from tlx.data.mixing import Mixing, cutmix_share, make_mixing, mix, mixup_share
+from tlx.errors import InputError
 from tlx.tasks import LossOptions, classification
 
 RNG = np.random.default_rng(0)
@@ -136,3 +138,13 @@ def test_smoothed_targets_are_timms():
     expected = mixup_target(torch.from_numpy(TARGETS).long(), 4, 0.3, 0.1)
     _, mixed = mix(jnp.asarray(IMAGES), BATCH, jnp.full((4, 8), 0.3), 4)
     np.testing.assert_allclose(smoothed(mixed["targets"], 0.1), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("field", ["mixup", "cutmix"])
+def test_one_example_has_nothing_to_be_mixed_with(field):
+    train = {f"train.{field}": 0.2, "train.batch_size": 1}
+    with pytest.raises(InputError, match=rf"train\.{field} is 0\.2, but train\.batch_size is 1"):
+        make_mixing(build(train).train, 4)
+    assert make_mixing(build({"train.batch_size": 1}).train, 4) == Mixing(num_classes=4)
+    pair = build(train | {"train.batch_size": 2, "train.accumulate": 2}).train
+    assert make_mixing(pair, 4) == Mixing(**{field: 0.2}, num_classes=4)

@@ -15,7 +15,7 @@ from tests.training.test_step import Fixture
 from tlx.data.preprocess import normalize
 from tlx.errors import InputError
 from tlx.models.leaves import values, with_values
-from tlx.setup import train_step
+from tlx.setup import describe_parts, train_step
 from tlx.training.checkpoint import Position
 from tlx.training.loop import Interrupted
 from tlx.training.reference import start_reference
@@ -176,6 +176,21 @@ def test_the_shrinkage_is_that_of_the_features(tmp_path):
     model = with_values(inference_model(it.setup.model, "float32"), it.values)
     singular = np.linalg.svd(np.asarray(model.features(it.images()), np.float64), compute_uv=False)
     np.testing.assert_allclose(it.train(1)[0]["bss"], 0.01 * (singular[-3:] ** 2).sum(), rtol=1e-4)
+
+
+def test_in_parts_the_shrinkage_is_that_of_each_part(tmp_path):
+    it = Regularized(
+        tmp_path, "bss:0.01:2", **PARTIAL, tune__batchnorm="frozen", train__accumulate=2
+    )
+    model = with_values(inference_model(it.setup.model, "float32"), it.values)
+    features = np.asarray(model.features(it.images()), np.float64)
+    # A part takes every second example.
+    parts = [np.linalg.svd(features[i::2], compute_uv=False)[-2:] for i in range(2)]
+    expected = 0.01 * np.mean([(values**2).sum() for values in parts])
+    np.testing.assert_allclose(it.train(1)[0]["bss"], expected, rtol=1e-4)
+    (line,) = describe_parts(2, it.tuning)
+    assert line.startswith("train.accumulate=2: bss shrinks the smallest singular values of")
+    assert describe_parts(1, it.tuning) == []
 
 
 def test_squeezenets_features_are_its_maps_average(tmp_path):

@@ -6,6 +6,7 @@ from tlx import config as config_lib
 from tlx import setup as setup_lib
 from tlx.data import pipeline
 from tlx.models.leaves import leaves
+from tlx.training import step
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import all_values, create_state
 from tlx.tuning.plan import digests
@@ -146,6 +147,19 @@ def test_a_batch_in_parts_moves_batch_statistics_with_each_of_them():
     assert parts.changed() == whole.changed()
     moved = "stem.bn.mean"
     assert not np.allclose(whole.state.statistics[moved], parts.state.statistics[moved], rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("regularizers", "built"), [("", 0), ("l2sp:1,init:1,bss:1", 0), ("bss:1,delta:1", 1)]
+)
+def test_the_source_network_is_built_where_its_outputs_are_needed(monkeypatch, regularizers, built):
+    config = config_lib.build(SMALL, {"model.weights": "glyphs", "tune.regularizers": regularizers})
+    setup, _ = setup_lib.prepare(config)
+    tuning = setup_lib.prepare_tuning(setup)
+    models = []
+    monkeypatch.setattr(step, "inference_model", lambda *args: models.append(args))
+    setup_lib.train_step(setup, tuning, tuning.phases[0])
+    assert len(models) == built
 
 
 def test_randomness_follows_seed_and_step_alone():

@@ -14,7 +14,7 @@ from tlx.models.leaves import values, with_values
 from tlx.pretrained import source
 from tlx.tuning.adapters import METHODS, attach, with_adapters
 from tlx.weights.files import read_weights
-from tlx.weights.peft import load_adapters
+from tlx.weights.peft_read import load_adapters
 
 MERGEABLE = ("lora", "dora", "ia3")
 NETWORKS = {
@@ -178,6 +178,23 @@ def test_a_bottleneck_is_not_written_under_the_sources_names(tmp_path):
     _, model = adapted("resnet20_cifar", method="bottleneck")
     with pytest.raises(InputError, match="has a bottleneck adapter"):
         save_weights(model, tmp_path / "net.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("tune", "says"),
+    [
+        (
+            {"method": "lora", "targets": ("layer3.0", "layer3.2.conv1")},
+            "LoRA adapters at 3 layers: layer3.0.conv1, layer3.0.conv2, layer3.2.conv1",
+        ),
+        ({"method": "ia3"}, "IA3 adapters at 18 layers: layer1 (6), layer2 (6), layer3 (6)"),
+    ],
+)
+def test_what_is_printed_of_the_weights_lists_the_adapters(tune, says):
+    plain = source("resnet20_cifar", "glyphs")
+    found = with_adapters(plain, TuneConfig(**tune)).describe()
+    line = f"initialised afresh, so that they change nothing at first: {says}"
+    assert found == [*plain.describe(), line]
 
 
 @pytest.mark.parametrize("method", ["dora", "bottleneck"])

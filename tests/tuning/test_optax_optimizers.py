@@ -263,6 +263,32 @@ def test_evaluation_uses_the_average_of_a_schedule_free_group_and_no_other(decay
         np.testing.assert_allclose(found[path], x, rtol=1e-5)
 
 
+def after(groups, **fields):
+    optimizer, plan = optimizer_for("adamw", groups, lr=0.1, **fields)
+    values, _ = trained(optimizer, 2)
+    return plan, values
+
+
+def test_a_groups_options_are_its_own():
+    plan, values = after("first.options=b1=0.5;eps=1e-2", options="b2=0.9")
+    _, everywhere = after("first.lr=1", options="b2=0.9,b1=0.5,eps=1e-2")
+    _, nowhere = after("first.lr=1", options="b2=0.9")
+    for path, value in values.items():
+        expected = everywhere if plan.labels[path] == "first" else nowhere
+        np.testing.assert_array_equal(value, expected[path])
+    assert not np.array_equal(everywhere["a.kernel"], nowhere["a.kernel"])
+
+
+def test_a_group_with_another_optimizer_takes_its_own_options_and_not_the_configs():
+    plan, values = after("first.optimizer=sgd,first.options=momentum=0.5", options="b2=0.9")
+    plain, _ = optimizer_for("sgd", "first.lr=1", lr=0.1, options="momentum=0.5")
+    expected, _ = trained(plain, 2)
+    _, others = after("first.lr=1", options="b2=0.9")
+    for path, value in values.items():
+        source = expected if plan.labels[path] == "first" else others
+        np.testing.assert_array_equal(value, source[path])
+
+
 def test_options_are_literals_names_and_dtypes():
     read = lambda name, text: parse_options(text, getattr(optax.contrib, name), "here")  # noqa: E731
     assert read("prodigy", "betas=(0.9, 0.99),eps=1e-6") == {"betas": (0.9, 0.99), "eps": 1e-6}
@@ -289,6 +315,32 @@ def test_options_are_literals_names_and_dtypes():
             "sgd",
             {"groups": "first.optimizer=polyak_sgd"},
             "tune.groups: first.optimizer is 'polyak_sgd': it",
+        ),
+        (
+            "sgd",
+            {"groups": "first.optimizer=adamw,first.options=b2=0.9;momentum=0.5"},
+            "tune.groups: first.options: 'momentum=0.5' (takes b1, b2, eps,",
+        ),
+        ("sgd", {"groups": "first.options=b2=0.9"}, "tune.groups: first.options: 'b2=0.9'"),
+        (
+            "sgd",
+            {"groups": "first.optimizer=muon,first.options=ns_coeffs='none'"},
+            "tune.groups: first.options: muon: Unknown ns_coeff",
+        ),
+        (
+            "adam",
+            {"groups": "second.weight_decay=0.1"},
+            "tune.groups: second.weight_decay is 0.1, but adam has none: adamw has",
+        ),
+        (
+            "sgd",
+            {"groups": "first.optimizer=prodigy,first.weight_decay=0.1"},
+            "tune.groups: first.weight_decay: prodigy decays all its values or none",
+        ),
+        (
+            "sgd",
+            {"groups": "first.optimizer=adam", "weight_decay": 0.1},
+            "optimizer.weight_decay is 0.1, but adam has none",
         ),
         ("schedule_free_sgd", {"schedule": "cosine"}, "set optimizer.schedule=constant"),
         ("adamw", {"options": "weight_decay=0.1"}, "(takes b1, b2, eps,"),

@@ -96,6 +96,10 @@ def test_state_exists_for_trainable_leaves_only():
         ({"optimizer.options": "momentun=0.9"}, "did you mean 'momentum'"),
         ({"optimizer.options": "momentum"}, "takes momentum"),
         ({"optimizer.options": "momentum=high"}, "'high' is not a value for momentum"),
+        (
+            {"optimizer.name": "muon", "optimizer.options": "ns_steps=4.5"},
+            "'4.5' is not a value for ns_steps",
+        ),
         ({"tune.groups": "head.optimizer=admw"}, "did you mean 'adamw'"),
     ],
 )

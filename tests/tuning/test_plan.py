@@ -207,6 +207,9 @@ def test_every_method_puts_every_leaf_in_one_part_in_every_phase(name):
         ({"groups": "haed.lr=10"}, "did you mean 'head'"),
         ({"groups": "head.speed=10"}, "expected GROUP.lr"),
         ({"groups": "head.lr=fast"}, "must be a number"),
+        ({"groups": "head.lr=1,head.lr=2"}, "tune.groups: head.lr is there twice"),
+        ({"groups": "head.options="}, "'head.options=' gives no options"),
+        ({"groups": "head.optimizer"}, "'head.optimizer' gives no optimizer"),
     ],
 )
 def test_what_is_wrong_is_named(model, tune, says):

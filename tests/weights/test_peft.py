@@ -16,7 +16,9 @@ from tlx.models.leaves import values, with_values
 from tlx.pretrained import create_model, save_weights, source
 from tlx.tuning.adapters import with_adapters
 from tlx.weights.files import read_weights, write_safetensors
-from tlx.weights.peft import CONFIG, WEIGHTS, load_adapters, save_adapters
+from tlx.weights.peft_config import CONFIG, WEIGHTS
+from tlx.weights.peft_read import load_adapters
+from tlx.weights.peft_write import save_adapters
 
 # Model -> the source's own names, some layers there, and pictures that it takes.
 NETWORKS = {

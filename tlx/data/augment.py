@@ -70,16 +70,32 @@ class _Kind:
 
     make: Callable[..., ImageMap]  # (preprocess, *values)
     values: tuple[_Value, ...] = ()
+    longer: tuple[_Value, ...] = ()  # where as many are given, in place of `values`
     cuts: bool = False  # from the larger canvas
     colors: bool = False  # needs 1 or 3 channels
     chooses: bool = False  # an operation for each image
+
+    def read(self, given: Sequence[str]) -> list[float]:
+        """Returns the values, by default those that are not given; nan for each that is not allowed."""
+        values = self.longer if self.longer and len(given) == len(self.longer) else self.values
+        if len(given) > len(values):
+            return [math.nan]
+        return [
+            value.read(given[i]) if i < len(given) else value.default
+            for i, value in enumerate(values)
+        ]
 
     def form(self, name: str) -> str:
         """Returns how it is written."""
         if not self.values:
             return f"{name} without a value"
-        limits = ", ".join(f"{v.low:g} <= {v.name} <= {v.high:g}" for v in self.values)
-        return f"{':'.join((name, *(v.name for v in self.values)))} with {limits}"
+        return " or ".join(_form(name, values) for values in (self.values, self.longer) if values)
+
+
+def _form(name: str, values: Sequence[_Value]) -> str:
+    limits = ", ".join(f"{v.low:g} <= {v.name} <= {v.high:g}" for v in values)
+    whole = "".join(f", {v.name} a whole number" for v in values if v.whole)
+    return f"{':'.join((name, *(v.name for v in values)))} with {limits}{whole}"
 
 
 def parse(texts: Sequence[str], preprocess: ImagePreprocess) -> Augmentation:
@@ -98,11 +114,8 @@ def parse(texts: Sequence[str], preprocess: ImagePreprocess) -> Augmentation:
                 f"data.augment: unknown {name!r}{nearest(name, AUGMENTATIONS)} (there are: {known})"
             )
         kind = AUGMENTATIONS[name]
-        numbers = [
-            value.read(given[i]) if i < len(given) else value.default
-            for i, value in enumerate(kind.values)
-        ]
-        if len(given) > len(kind.values) or any(map(math.isnan, numbers)):
+        numbers = kind.read(given)
+        if any(map(math.isnan, numbers)):
             raise InputError(f"data.augment: {text!r}: expected {kind.form(name)}")
         if kind.colors and preprocess.channels not in (1, 3):
             raise InputError(
@@ -189,8 +202,12 @@ def _share(default: float) -> tuple[_Value, ...]:
     return (_Value("PROBABILITY", default, 0, 1),)
 
 
+def _strengths(*names: str) -> tuple[_Value, ...]:
+    return tuple(_Value(name, 0.4, 0, 10) for name in names)
+
+
 AUGMENTATIONS = {
-    "pad_crop": _Kind(_pad_crop, (_Value("VALUE", 4, 1, 256),)),
+    "pad_crop": _Kind(_pad_crop, (_Value("VALUE", 4, 1, 256, whole=True),)),
     "random_crop": _Kind(_random_crop, cuts=True),
     "random_resized_crop": _Kind(
         _random_resized_crop, (_Value("VALUE", 0.08, 0.01, 1),), cuts=True
@@ -204,7 +221,11 @@ AUGMENTATIONS = {
     ),
     "trivial_augment": _Kind(trivial_augment, colors=True, chooses=True),
     "color_jitter": _Kind(
-        color_jitter, (_Value("STRENGTH", 0.4, 0, 10),), colors=True, chooses=True
+        color_jitter,
+        _strengths("STRENGTH"),
+        (*_strengths("BRIGHTNESS", "CONTRAST", "SATURATION"), _Value("HUE", 0.0, 0, 0.5)),
+        colors=True,
+        chooses=True,
     ),
     "grayscale": _Kind(grayscale, _share(0.1), colors=True),
     "random_erasing": _Kind(random_erasing, _share(0.5)),

@@ -105,6 +105,42 @@ def contrast(image: jax.Array, change: jax.Array) -> jax.Array:
     return blend(image, gray(image).mean(), 1.0 + change)
 
 
+def hue(image: jax.Array, change: jax.Array) -> jax.Array:
+    """Returns the picture with its hue turned by a share of the circle: torchvision's `adjust_hue` by change.
+
+    One channel has no hue, and stays as it is.
+    """
+    if image.shape[2] == 1:
+        return image
+    return jnp.floor(turn_hue(image / 255, change) * 255.999)
+
+
+def turn_hue(image: jax.Array, change: jax.Array) -> jax.Array:
+    """Returns the hue of a picture turned, [H, W, 3], red, green and blue in [0, 1] before and after.
+
+    The largest and the smallest channel stay as they are (the hexcone model: Smith 1978, "Color gamut transform
+    pairs"). A grey has no hue.
+
+    Args:
+      image: float [H, W, 3].
+      change: of the hue, as a share of the circle: 1/3 makes red green.
+    """
+    red, green, blue = image[..., 0], image[..., 1], image[..., 2]
+    largest = image.max(-1)
+    chroma = largest - image.min(-1)
+    by = jnp.where(chroma > 0, chroma, 1.0)
+    sixth = jnp.where(
+        largest == red,
+        (green - blue) / by,
+        jnp.where(largest == green, 2 + (blue - red) / by, 4 + (red - green) / by),
+    )
+    # How far each channel is below the largest depends on the hue's distance from its complement.
+    turned = (sixth + 6 * change)[..., None] + jnp.array([5.0, 3.0, 1.0])
+    place = jnp.mod(turned, 6.0)
+    below = jnp.clip(jnp.minimum(place, 4 - place), 0, 1)
+    return largest[..., None] - chroma[..., None] * below
+
+
 def sharpness(image: jax.Array, change: jax.Array) -> jax.Array:
     """Returns the picture blended with itself blurred: torchvision's `adjust_sharpness` by 1 + change."""
     return blend(image, blurred(image), 1.0 + change)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx.data.augment_ops import NAMES, gray, one_of, whole
+from tlx.data.augment_ops import NAMES, brightness, color, contrast, gray, hue, one_of, whole
 from tlx.weights.meta import ImagePreprocess
 
 ImageMap = Callable[[jax.Array, jax.Array], jax.Array]
@@ -59,24 +59,30 @@ def trivial_augment(preprocess: ImagePreprocess) -> ImageMap:
     return apply
 
 
-def color_jitter(preprocess: ImagePreprocess, strength: float) -> ImageMap:
-    """Changes brightness, contrast and saturation in a random order, each by a factor from 1 - s to 1 + s.
+def color_jitter(preprocess: ImagePreprocess, *strengths: float) -> ImageMap:
+    """Changes brightness, contrast, saturation and hue in a random order.
 
-    torchvision's `ColorJitter(s, s, s)`; factors are at least 0.
+    torchvision's `ColorJitter(b, c, s, h)`: the first three by a factor from 1 - strength, but at least 0, to
+    1 + strength, the hue by a share of its circle from -h to h. Of one strength, b = c = s and h = 0. Pictures
+    of one channel have neither saturation nor hue: those leave them as they are.
     """
     del preprocess
-    kinds = np.array([NAMES.index(name) for name in ("brightness", "contrast", "color")])
+    strengths = strengths * 3 if len(strengths) == 1 else strengths
+    operations = (brightness, contrast, color, hue)[: len(strengths)]
+    high = np.array(strengths, np.float32)
+    low = np.maximum(-high, -1.0)
 
     def apply(key: jax.Array, image: jax.Array) -> jax.Array:
-        order_key, factor_key = jax.random.split(key)
-        least = max(-strength, -1.0)
-        changes = jax.random.uniform(factor_key, (3,), minval=least, maxval=strength)
+        order_key, change_key = jax.random.split(key)
+        order = jax.random.permutation(order_key, len(operations))
+        limits = {"minval": jnp.asarray(low)[order], "maxval": jnp.asarray(high)[order]}
+        changes = jax.random.uniform(change_key, (len(operations),), **limits)
 
         def step(pixels: jax.Array, drawn: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
-            return one_of(pixels, *drawn), None
+            operation, change = drawn
+            return jax.lax.switch(operation, operations, pixels, change), None
 
-        drawn = (jax.random.permutation(order_key, kinds), changes)
-        pixels, _ = jax.lax.scan(step, whole(image), drawn)
+        pixels, _ = jax.lax.scan(step, whole(image), (order, changes))
         return pixels.astype(jnp.uint8)
 
     return apply

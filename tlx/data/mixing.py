@@ -13,6 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from tlx.config import TrainConfig
+from tlx.errors import InputError
+
 
 @dataclasses.dataclass(frozen=True)
 class Mixing:
@@ -47,6 +50,21 @@ class Mixing:
 
 
 NO_MIXING = Mixing()
+
+
+def make_mixing(train: TrainConfig, num_classes: int) -> Mixing:
+    """Returns the mixing that the config asks for. The parts of `train.accumulate` are cut from a batch that is mixed.
+
+    Raises:
+      InputError: a batch of one example, which has nothing to be mixed with.
+    """
+    for field, alpha in (("mixup", train.mixup), ("cutmix", train.cutmix)):
+        if alpha and train.batch_size == 1:
+            raise InputError(
+                f"train.{field} is {alpha:g}, but train.batch_size is 1: an example would be mixed with itself; "
+                f"use batches of 2 or more, or train.{field}=0"
+            )
+    return Mixing(train.mixup, train.cutmix, num_classes)
 
 
 def mixup_share(key: jax.Array, alpha: float, height: int, width: int) -> jax.Array:

@@ -6,8 +6,8 @@ merged into the layer's kernel; a bottleneck cannot.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,6 +133,54 @@ class Bottleneck(nnx.Module):
         parts = (self.down, self.down_bias, self.up, self.up_bias)
         down, down_bias, up, up_bias = (part[...].astype(y.dtype) for part in parts)
         return y + (gelu(y @ down + down_bias) @ up + up_bias)
+
+
+class Spec(NamedTuple):
+    """Which adapter a layer has."""
+
+    method: str  # lora | dora | ia3 | bottleneck
+    rank: int = 0  # lora, dora; of a bottleneck its width
+    alpha: float = 0.0  # lora, dora
+    inputs: bool = False  # ia3
+
+    @staticmethod
+    def of(adapter: Any) -> Spec:
+        """Returns what a layer's adapter was made from."""
+        match adapter:
+            case LoRA():
+                return Spec(type(adapter).__name__.lower(), adapter.rank, adapter.alpha)
+            case IA3():
+                return Spec("ia3", inputs=adapter.inputs)
+            case _:
+                return Spec("bottleneck", adapter.up.get_value().shape[0])
+
+    def make(self, shape: tuple[int, ...]) -> Any:
+        """Returns the adapter of a layer whose kernel has that shape."""
+        match self.method:
+            case "lora":
+                return LoRA(shape, rank=self.rank, alpha=self.alpha)
+            case "dora":
+                return DoRA(shape, rank=self.rank, alpha=self.alpha)
+            case "ia3":
+                return IA3(shape, inputs=self.inputs)
+            case "bottleneck":
+                return Bottleneck(shape, width=self.rank)
+        raise AssertionError(self.method)
+
+
+def attached(model: Model, specs: Mapping[str, Spec]) -> Model:
+    """Returns the (abstract) model with an adapter at each of the layers, which are given by their paths."""
+    copy = nnx.merge(*nnx.split(model))
+    for path, module in list(nnx.iter_modules(copy)):
+        spec = specs.get(".".join(map(str, path)))
+        if spec is not None and isinstance(module, Layer):
+            module.adapter = spec.make(module.kernel.get_value().shape)
+    return copy
+
+
+def specs_of(model: Model) -> dict[str, Spec]:
+    """Returns which layers have an adapter, and which."""
+    return {path: Spec.of(layer.adapter) for path, layer in adapted_layers(model)}
 
 
 def column_norms(kernel: Any) -> Any:

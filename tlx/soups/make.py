@@ -33,7 +33,7 @@ from tlx.soups.runs import Run, compare, open_run
 from tlx.summary import make_report, results, run_facts
 from tlx.training.checkpoint import Checkpoints, Position, save_base
 from tlx.training.mesh import replicated
-from tlx.training.resume import restore_values, stored_model
+from tlx.training.resume import adapter_facts, restore_values, stored_model
 from tlx.training.state import TrainState
 from tlx.training.statistics import batches_of_estimate, estimate
 from tlx.tuning.table import count_parameters
@@ -89,8 +89,7 @@ def make_soup(config: Config, out: str | Path, *, command: str = "") -> dict[str
     for other in runs[1:]:
         compare(runs[0], other)
     first = runs[0]
-    meta, origin = stored_model(first.folder)
-    setup, lines = prepare(config, stored=meta, stored_origin=origin)
+    setup, lines = prepare(config, stored=stored_model(first.folder))
     print(*lines, sep="\n", flush=True)
     networks = _Networks(config, setup, runs)
     found = [ingredient for run in runs for ingredient in networks.ingredients(run)]
@@ -242,7 +241,7 @@ def _write(
         networks.plan,
         networks.setup.held_out,
     )
-    meta, origin = stored_model(first.folder)
+    stored = stored_model(first.folder)
     base = {
         key: fact for key, fact in first.facts.items() if key not in ("frozen_sha256", "origin")
     }
@@ -256,7 +255,13 @@ def _write(
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder.path) as path:
         new = Workdir(path)
-        digest = save_base(path, {p: network[p] for p in plan.frozen}, meta, base, origin)
+        digest = save_base(
+            path,
+            {p: network[p] for p in plan.frozen},
+            stored.meta,
+            base | adapter_facts(setup.model),
+            stored.origin,
+        )
         position = Position(
             step=step,
             phase=len(setup.plans) - 1,

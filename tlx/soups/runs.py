@@ -55,9 +55,8 @@ def open_run(path: str, config: Config) -> Run:
         for name, value in config_lib.flatten(config_lib.to_json(config)).items()
         if name in config_lib.NOT_IDENTITY and name.startswith("data.")
     }
-    meta, origin = stored_model(folder)
     own = config_lib.build(folder.read_decided(), where)
-    setup, _ = prepare(own, stored=meta, stored_origin=origin)
+    setup, _ = prepare(own, stored=stored_model(folder))
     return Run(path, setup, stored_facts(folder)[1])
 
 
@@ -81,7 +80,8 @@ def compare(one: Run, two: Run) -> None:
 
 def _beginning(run: Run, other: Run) -> str:
     if digest := run.facts.get("weights_sha256"):
-        return f"sha256 {digest[:16]}"
+        adapters = run.facts.get("adapters_sha256")
+        return f"sha256 {digest[:16]}" + (f", adapters {adapters[:16]}" if adapters else "")
     return f"drawn from seed {run.setup.config.seed}"
 
 

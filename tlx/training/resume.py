@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -13,6 +13,8 @@ from jax.sharding import NamedSharding
 
 from tlx.config import Config
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.models.adapters import Spec, specs_of
+from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
@@ -26,6 +28,8 @@ from tlx.weights.meta import WeightsMeta
 from tlx.workdir import Workdir
 
 Messages = list[str]
+
+_LAYERS = "adapter_layers"  # a fact of the base: which adapter each layer has
 
 
 def start(
@@ -60,7 +64,8 @@ def start(
         return state, frozen, position, [f"{text}: using the one before it" for text in messages]
     values, first = weights.place(seed, sharding), phases[0]
     state, frozen = create_state(values, first.plan, first.optimizer, sharding)
-    digest = save_base(workdir, frozen, weights.model.meta, weights.facts(), weights.model.origin)
+    facts = weights.facts() | adapter_facts(weights.model)
+    digest = save_base(workdir, frozen, weights.model.meta, facts, weights.model.origin)
     return state, frozen, Position(fingerprint=fingerprint, base=digest), []
 
 
@@ -103,13 +108,32 @@ def restore_values(
     return {**frozen, **values}, position, messages
 
 
-def stored_model(folder: Workdir) -> tuple[WeightsMeta, Origin | None]:
-    """Returns the meta of the model in a workdir, and what its weights file had besides its values.
+def adapter_facts(model: Model) -> dict[str, Any]:
+    """Returns what `stored_model` reads of a model's adapters; nothing where it has none."""
+    adapters = {path: spec._asdict() for path, spec in specs_of(model).items()}
+    return {_LAYERS: adapters} if adapters else {}
+
+
+class StoredModel(NamedTuple):
+    """What a workdir says of its model."""
+
+    meta: WeightsMeta
+    origin: Origin | None  # what its weights file had besides its values
+    adapters: (
+        dict[str, Spec] | None
+    )  # by the paths of their layers; None: it has none, or does not say
+
+
+def stored_model(folder: Workdir) -> StoredModel:
+    """Returns what the workdir says of its model.
 
     Raises:
       InputFileNotFoundError: training has not begun there.
     """
-    return stored_facts(folder)[0], load_origin(folder.path)
+    facts, meta = _read_base(folder)
+    adapters = facts.get(_LAYERS)
+    specs = adapters and {path: Spec(**spec) for path, spec in adapters.items()}
+    return StoredModel(meta, load_origin(folder.path), specs)
 
 
 def stored_facts(folder: Workdir) -> tuple[WeightsMeta, dict[str, Any]]:
@@ -118,10 +142,15 @@ def stored_facts(folder: Workdir) -> tuple[WeightsMeta, dict[str, Any]]:
     Raises:
       InputFileNotFoundError: training has not begun there.
     """
+    facts, meta = _read_base(folder)
+    return meta, {name: fact for name, fact in facts.items() if name != _LAYERS}
+
+
+def _read_base(folder: Workdir) -> tuple[dict[str, Any], WeightsMeta]:
     if not folder.base.is_file():
         raise InputFileNotFoundError(f"{folder.path} holds no trained model")
     facts = json.loads(folder.base.read_text())
-    return WeightsMeta.from_json(facts.pop("weights_meta")), facts
+    return facts, WeightsMeta.from_json(facts.pop("weights_meta"))
 
 
 def _shapes(found: Mapping[str, Leaf], paths: Sequence[str], sharding: NamedSharding) -> Values:

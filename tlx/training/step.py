@@ -20,7 +20,7 @@ from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
-from tlx.tuning.penalties import Penalties
+from tlx.tuning.penalties import Penalties, need_outputs
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import Regularizer
 from tlx.weights.meta import ImagePreprocess
@@ -84,11 +84,13 @@ def make_train_step(
     `fold_in(seed, step)`. Metrics: loss, the task's own of the (mixed) batch, gradient norm of the trainable leaves.
 
     With `parts` above 1 the gradient is summed over as many parts of the batch, one after the other: the same as that of
-    the whole batch but for rounding, where no batch statistics are used and nothing is dropped at random.
+    the whole batch but for rounding, where no batch statistics are used, nothing is dropped at random and no singular
+    values are shrunk.
     """
     forward = training_model(model, plan, dtype)
     inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed)
-    penalties = Penalties(regularizers, plan, inference_model(model, dtype), drawn)
+    source_model = inference_model(model, dtype) if need_outputs(regularizers) else None
+    penalties = Penalties(regularizers, plan, source_model, drawn)
 
     def train_step(
         state: TrainState,

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from flax import nnx
 
 from tlx.config import TuneConfig, nearest
 from tlx.errors import InputError
-from tlx.models.adapters import IA3, Bottleneck, DoRA, LoRA
+from tlx.models.adapters import Spec, attached
 from tlx.models.base import Model
 from tlx.models.layers import Conv, Layer
 from tlx.models.leaves import is_within, leaves, matcher
@@ -25,36 +25,37 @@ TRANSFORMER_TARGETS = {
 }
 
 
-def with_adapters(source: Source, tune: TuneConfig) -> Source:
+def with_adapters(
+    source: Source, tune: TuneConfig, given: Mapping[str, Spec] | None = None
+) -> Source:
     """Returns the source of the model with the method's adapters; the same where the method has none.
+
+    Args:
+      source: of the plain model.
+      tune: the method and its options.
+      given: which adapters there are, where that is known already; None: as `tune` says.
 
     Raises:
       InputError: a target that is no layer, or only layers that cannot have one; names what was available.
     """
     if tune.method not in METHODS:
         return source
-    model = attach(source.model, tune)
+    model = attached(source.model, chosen(source.model, tune) if given is None else given)
     loaded = source.loaded and dataclasses.replace(source.loaded, leaves=leaves(model))
     return dataclasses.replace(source, model=model, loaded=loaded)
 
 
 def attach(model: Model, tune: TuneConfig) -> Model:
     """Returns the (abstract) model with an adapter at each of its target layers. Raises as `with_adapters`."""
-    copy = nnx.merge(*nnx.split(model))
-    layers = candidates(copy)
-    chosen = _targets(copy, layers, tune)
-    for path, inputs in chosen.items():
-        shape = layers[path].kernel.get_value().shape
-        match tune.method:
-            case "lora":
-                layers[path].adapter = LoRA(shape, rank=tune.rank, alpha=tune.alpha)
-            case "dora":
-                layers[path].adapter = DoRA(shape, rank=tune.rank, alpha=tune.alpha)
-            case "ia3":
-                layers[path].adapter = IA3(shape, inputs=inputs)
-            case "bottleneck":
-                layers[path].adapter = Bottleneck(shape, width=tune.rank)
-    return copy
+    return attached(model, chosen(model, tune))
+
+
+def chosen(model: Model, tune: TuneConfig) -> dict[str, Spec]:
+    """Returns the adapters that `tune` asks for, by the paths of their layers. Raises as `with_adapters`."""
+    method, targets = tune.method, _targets(model, candidates(model), tune)
+    alpha = tune.alpha if method in ("lora", "dora") else 0.0
+    rank = 0 if method == "ia3" else tune.rank
+    return {path: Spec(method, rank, alpha, inputs) for path, inputs in targets.items()}
 
 
 def candidates(model: Model) -> dict[str, Layer]:

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import optax
@@ -60,6 +60,17 @@ OWN_STEPS = ("prodigy", "dadapt_adamw", "madgrad")
 _ONE_ESTIMATE = frozenset(("prodigy", "dadapt_adamw"))
 
 
+class Fields(NamedTuple):
+    """Where in the config it stands what an optimizer is told, for messages."""
+
+    optimizer: str = "optimizer.name"
+    options: str = "optimizer.options"
+    weight_decay: str = "optimizer.weight_decay"
+
+
+CONFIGS_OWN = Fields()
+
+
 def names() -> tuple[str, ...]:
     """Returns the names of the optimizers that can be used, sorted."""
     found = {
@@ -90,6 +101,7 @@ def make(
     rate: Callable[[Any], Any],
     weight_decay: float,
     mask: Mask | None,
+    fields: Fields = CONFIGS_OWN,
 ) -> optax.GradientTransformation:
     """Returns the optimizer with the rate, decay and keyword arguments.
 
@@ -103,11 +115,12 @@ def make(
       rate: step -> learning rate.
       weight_decay: see the module's docstring.
       mask: values -> which of them are decayed; None: all.
+      fields: where all this stands.
 
     Raises:
       InputError: a weight decay that it cannot have, or what optax says of the options.
     """
-    function = maker(name, "optimizer.name")
+    function = maker(name, fields.optimizer)
     accepted = inspect.signature(function).parameters
 
     def instance(decay: float, **more: Any) -> optax.GradientTransformation:
@@ -122,7 +135,7 @@ def make(
             return function(**arguments)
         except (TypeError, ValueError) as error:
             what = " ".join(str(error).split())
-            raise InputError(f"optimizer.options: {name}: {what}") from error
+            raise InputError(f"{fields.options}: {name}: {what}") from error
 
     if not weight_decay:
         return instance(0.0)
@@ -133,7 +146,7 @@ def make(
         return optax.chain(instance(0.0), behind)
     if "weight_decay" not in accepted:
         raise InputError(
-            f"optimizer.weight_decay is {weight_decay:g}, but {name} has none: {_with_decay(name)}"
+            f"{fields.weight_decay} is {weight_decay:g}, but {name} has none: {_with_decay(name)}"
         )
     for argument in ("mask", "weight_decay_mask"):
         if argument in accepted:
@@ -142,7 +155,7 @@ def make(
         return instance(weight_decay)
     if name in _ONE_ESTIMATE:
         raise InputError(
-            f"optimizer.weight_decay: {name} decays all its values or none: set optimizer.decay_on=all"
+            f"{fields.weight_decay}: {name} decays all its values or none: set optimizer.decay_on=all"
         )
     transforms = {"decayed": instance(weight_decay), "spared": instance(0.0)}
     return optax.partition(

@@ -147,30 +147,41 @@ def _group_transform(
     name: str, group: Group, config: OptimizerConfig, schedule: Schedule, pull: float = 0.0
 ) -> optax.GradientTransformation:
     kind = group.optimizer or config.name
-    field = f"tune.groups: {name}.optimizer" if group.optimizer else "optimizer.name"
-    function = optax_optimizers.maker(kind, field)
+    fields = _fields(name, group)
+    function = optax_optimizers.maker(kind, fields.optimizer)
     if optax_optimizers.is_schedule_free(kind) and config.schedule != "constant":
         raise InputError(
-            f"{field} is {kind!r}, whose averages take the place of a falling rate: set "
+            f"{fields.optimizer} is {kind!r}, whose averages take the place of a falling rate: set "
             "optimizer.schedule=constant"
         )
     if pull and optax_optimizers.is_schedule_free(kind):
         raise InputError(
-            f"tune.regularizers: init moves the values behind the optimizer, and {field}={kind} averages only what "
+            f"tune.regularizers: init moves the values behind the optimizer, and {fields.optimizer}={kind} averages only what "
             "it moves itself: use l2sp, or another optimizer"
         )
-    # Options are written for the config's optimizer; a group with another one takes that one's defaults.
+    # Options are written for the config's optimizer; a group with another one takes that one's defaults, and its own.
     options = (
         parse_options(config.options, function, "optimizer.options") if kind == config.name else {}
     )
+    options |= parse_options(group.options.replace(";", ","), function, fields.options)
     decay = config.weight_decay if group.weight_decay is None else group.weight_decay
     mask = optax_optimizers.kernels if config.decay_on == "kernels" else None
 
     def rate(step: Any) -> Any:
         return group.lr * schedule(step)
 
-    transform = optax_optimizers.make(kind, options, rate, decay, mask)
+    transform = optax_optimizers.make(kind, options, rate, decay, mask, fields)
     return optax.chain(transform, pull_to_source(pull, rate)) if pull else transform
+
+
+def _fields(name: str, group: Group) -> optax_optimizers.Fields:
+    """Returns where it stands how the group is trained: what the group does not say, the config does."""
+    own = [
+        field
+        for field in optax_optimizers.Fields._fields
+        if getattr(group, field) not in ("", None)
+    ]
+    return optax_optimizers.Fields(**{field: f"tune.groups: {name}.{field}" for field in own})
 
 
 def _read_value(text: str, parameter: inspect.Parameter) -> Any:
@@ -180,4 +191,6 @@ def _read_value(text: str, parameter: inspect.Parameter) -> Any:
         if "dtype" not in parameter.name and not isinstance(parameter.default, str):
             raise
         value = text
+    if type(parameter.default) is int and type(value) is not int:
+        raise ValueError
     return jnp.dtype(value) if "dtype" in parameter.name and value is not None else value

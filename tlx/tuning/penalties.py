@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ class Penalties:
 
     regularizers: tuple[Regularizer, ...]
     plan: TuningPlan
-    source_model: Model  # abstract, in inference mode
+    source_model: Model | None  # abstract, in inference mode; needed where `need_outputs`
     drawn: frozenset[str] = frozenset()
 
     @property
@@ -78,9 +78,11 @@ class Penalties:
         self, carries: Mapping[str, Carry], images: jax.Array, values: Values
     ) -> jax.Array:
         """Returns the sum over the trained stages; what is before them is that of the network itself."""
-        stages, first = self.source_model.stages, self.plan.first_trained_stage
+        model = self.source_model
+        assert model is not None  # `need_outputs`
+        stages, first = model.stages, self.plan.first_trained_stage
         trained = {path.split(".", 1)[0] for path in self.plan.trainable} & set(stages)
-        source_network = with_values(self.source_model, values)
+        source_network = with_values(model, values)
         carry = carries[stages[first - 1]] if first else source_network.as_input(images)
         carry, total = jax.lax.stop_gradient(carry), jnp.zeros(())
         last = max((stages.index(name) for name in trained), default=-1)
@@ -89,6 +91,11 @@ class Penalties:
             if stages[place] in trained:
                 total += distance(carries[stages[place]], carry)
         return total
+
+
+def need_outputs(regularizers: Sequence[Regularizer]) -> bool:
+    """Returns whether the source network is called on the step's images."""
+    return any(one.name == "delta" for one in regularizers)
 
 
 def l2sp(

@@ -29,6 +29,9 @@ class Group:
     lr: float = 1.0  # times the learning rate
     weight_decay: float | None = None
     optimizer: str = ""
+    options: str = (
+        ""  # keyword arguments of the optimizer, beside the config's where it is the config's
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,6 +154,7 @@ def _groups(
     fields: dict[str, dict[str, Any]] = {
         name: {"lr": multipliers[name]} if name in multipliers else {} for name in used
     }
+    given: set[tuple[str, str]] = set()
     for text in texts:
         key, _, value = text.partition("=")
         name, _, field = key.strip().rpartition(".")
@@ -158,7 +162,12 @@ def _groups(
             raise InputError(
                 f"tune.groups: {text!r} names no group in use{nearest(name, used)} (groups: {', '.join(used)})"
             )
-        if field == "optimizer":
+        if (name, field) in given:
+            raise InputError(f"tune.groups: {name}.{field} is there twice")
+        given.add((name, field))
+        if field in ("optimizer", "options"):
+            if not value.strip():
+                raise InputError(f"tune.groups: {text!r} gives no {field}")
             fields[name][field] = value.strip()
         elif field in ("lr", "weight_decay"):
             try:
@@ -170,9 +179,9 @@ def _groups(
             fields[name][field] = number
         else:
             raise InputError(
-                f"tune.groups: {text!r}: expected GROUP.lr, GROUP.weight_decay or GROUP.optimizer"
+                f"tune.groups: {text!r}: expected GROUP.lr, GROUP.weight_decay, GROUP.optimizer or GROUP.options"
             )
-    return {name: Group(**given) for name, given in fields.items()}
+    return {name: Group(**own) for name, own in fields.items()}
 
 
 def digests(values: Mapping[str, Any], paths: Sequence[str]) -> dict[str, str]:

@@ -6,15 +6,19 @@
   biases of normalisations, too.
 - `init:ALPHA`: the same pull without a gradient (decoupled, as AdamW's decay: Loshchilov & Hutter 2017,
   arXiv:1711.05101): behind the optimizer's update w -= rate * ALPHA * (w - w0), with the group's own rate, for every
-  trainable parameter; w0 of a new head or an adapter is what was drawn for it.
-- `delta:STRENGTH`, DELTA (Li et al. 2019, arXiv:1901.09229) without its attention weights: for each stage of which a
-  parameter is trained, the squared distance of its output from that of the source network on the same batch, summed over
-  channels, averaged over examples and positions; STRENGTH times the sum over stages. The source network is in inference
-  mode, so that a stage whose BatchNorms use the batch's statistics is away from it at the first step already. The paper's
-  decay of the new head is not part of it.
+  trainable parameter; w0 of a new head or an adapter is what was drawn for it, or what `model.adapters` has.
+- `delta:STRENGTH`, the behaviour of DELTA (Li et al. 2019, arXiv:1901.09229) without its attention: for each stage of which
+  a parameter is trained, the squared distance of its output from that of the source network on the same batch, summed over
+  channels, averaged over examples and positions; STRENGTH times the sum over stages. All channels of all of these stages count
+  the same, where the paper weights each filter by a softmax over how much the loss of the source network, with a classifier
+  for the new classes, rises without that filter. The source network is in inference mode, so that a stage whose BatchNorms use
+  the batch's statistics is away from it at the first step already. The paper's second term, a decay of the weights that the
+  source network does not have (the new head), is not part of it.
 - `bss:STRENGTH[:K]`, batch spectral shrinkage (Chen et al. 2019, NeurIPS, "Catastrophic forgetting meets negative
   transfer"): STRENGTH times the sum of the squares of the K (1 unless it is given) smallest singular values of the
-  batch's features, [B, D], the head's input before its dropout.
+  batch's features, [B, D], the head's input before its dropout. With `train.accumulate` it sees one part of the batch at a
+  time: the mean of the parts' penalties, weighted as their losses, which is not that of the whole batch, whose singular
+  values are others.
 
 A phase regularizes what it trains. All but init are part of the loss that is minimised; each is logged by its name, as it
 counts in the loss, and init as ALPHA / 2 * |w - w0|^2.
@@ -132,7 +136,7 @@ def check(
         if one.name == "l2sp" and any(f".{ADAPTER}." in path for path in trained):
             raise InputError(
                 f"{start} pulls values back to those of the weights file, which tune.method={method} leaves as they are: "
-                "use init (it pulls the adapters back to where they change nothing), delta or bss"
+                "use init (it pulls the adapters back to where they began), delta or bss"
             )
         if one.name == "l2sp" and loaded is not None and not trained & set(loaded):
             raise InputError(

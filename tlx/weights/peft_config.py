@@ -10,6 +10,7 @@ from typing import Any
 
 from tlx.errors import InputError, InputFileNotFoundError
 
+WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 PREFIX = "base_model.model."
 
 # What a config may ask for that is not done here, and the value under which it asks for nothing.

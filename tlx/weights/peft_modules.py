@@ -1,0 +1,46 @@
+"""Which of a source's modules the layers here are: what peft's files name adapters after."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from flax import nnx
+
+from tlx import models
+from tlx.models.base import Model
+from tlx.models.layers import Layer
+from tlx.weights.keymap import Key, KeyTable
+
+
+class Place(NamedTuple):
+    """A module of the source, and the layers here that it is."""
+
+    key: Key  # of its weight
+    paths: tuple[str, ...]
+
+
+def tables_of(model: Model) -> dict[str, KeyTable]:
+    """Returns the key tables of the model's family, by their names."""
+    name = model.meta.architecture
+    return {table.name: table for table in models.family(name).key_tables(name)}
+
+
+def places_of(table: KeyTable, model: Model) -> dict[str, Place]:
+    """Returns the source's modules that are layers here, by their names."""
+    found: dict[str, Place] = {}
+    for path, module in nnx.iter_modules(model):
+        if isinstance(module, Layer):
+            row = table.row(".".join(map(str, path)) + ".kernel")
+            if row is not None and row[0].endswith(".weight"):
+                source, key, targets = row
+                paths = tuple(target.removesuffix(".kernel") for target in targets)
+                found[source.removesuffix(".weight")] = Place(key, paths)
+    return found
+
+
+def layer_at(model: Model, path: str) -> Layer:
+    """Returns the layer of that path."""
+    module: Any = model
+    for part in path.split("."):
+        module = module[int(part)] if part.isdecimal() else getattr(module, part)
+    return module
