@@ -28,6 +28,7 @@ import numpy as np
 
 import tlx
 from tlx import config as config_lib
+from tlx.errors import InputError
 from tlx.files import write_json_atomic, write_text_atomic
 
 HERE = Path(__file__).parent
@@ -158,14 +159,19 @@ class Study:
         """Runs the cells of these methods that are not there yet."""
         known = methods(self.task)
         for method in wanted or known:
-            fields, rates = known[method]
-            if self.name not in RATES_FROM:
-                for rate in rates:
-                    self._cell("selection", method, rate, SELECTION_SEED, fields)
-            rate = self.chosen(method)
-            if rate is not None:
-                for seed in SEEDS:
-                    self._cell("test", method, rate, seed, fields)
+            try:
+                self._run(method, *known[method])
+            except InputError as error:  # no normalisations to train, say
+                print(f"{method}: {error}", flush=True)
+
+    def _run(self, method: str, fields: Fields, rates: tuple[float, ...]) -> None:
+        if self.name not in RATES_FROM:
+            for rate in rates:
+                self._cell("selection", method, rate, SELECTION_SEED, fields)
+        rate = self.chosen(method)
+        if rate is not None:
+            for seed in SEEDS:
+                self._cell("test", method, rate, seed, fields)
 
     def chosen(self, method: str) -> float | None:
         """Returns the method's learning rate (0: its own), or None where the selection has not been run."""
