@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,7 @@ class RangeTest:
         return float(self.rates[_EDGE - 1 + int(np.argmin(slopes[_EDGE - 1 :]))])
 
 
-def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> RangeTest:
+def lr_find(config: Config | Mapping[str, Any], workdir: str | Path) -> RangeTest:
     """Trains for at most 100 steps with rates from 1e-7 to 10, as the config's method does (in its last phase).
 
     Writes lr_find.json and lr_find.png into the workdir, and no checkpoint: nothing of the run that may be there changes.
@@ -70,7 +70,7 @@ def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> 
     Raises:
       InputError: as `tlx.finetune`.
     """
-    config = config if isinstance(config, Config) else config_lib.build(config)
+    config = config_lib.build(config)
     setup, lines = prepare(config)
     config, tuning = setup.config, prepare_tuning(setup)
     plan = tuning.phases[-1].plan

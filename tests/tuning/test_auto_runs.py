@@ -1,5 +1,6 @@
 """tune.method=auto from the command to the workdir: what is printed, kept, resumed and refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -13,7 +14,7 @@ import pytest
 import tlx
 from tests import levels
 from tlx import main
-from tlx.config import build
+from tlx.config import Config, OptimizerConfig, TrainConfig, TuneConfig, build
 from tlx.errors import InputError
 from tlx.lr_find import lr_find
 from tlx.models.leaves import values
@@ -138,6 +139,33 @@ def test_the_range_test_uses_what_is_chosen_and_leaves_no_choices(tmp_path, conf
     lr_find(config, tmp_path / "run")
     assert "tune.method=auto chose these" in capsys.readouterr().out
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["lr_find.json", "lr_find.png"]
+
+
+@pytest.mark.parametrize("entry", [tlx.finetune, lr_find])
+def test_what_is_set_in_a_config_object_wins_too(tmp_path, config, capsys, entry):
+    made = build(config)
+    plain = Config(
+        model=made.model,
+        data=made.data,
+        tune=TuneConfig(method="auto"),
+        train=TrainConfig(steps=5),
+        optimizer=OptimizerConfig(weight_decay=0.5),
+    )
+    edited = dataclasses.replace(
+        build(plain), train=TrainConfig(steps=5, batch_size=4), optimizer=OptimizerConfig()
+    )
+    entry(plain, tmp_path / "plain")
+    assert "as they are set: optimizer.weight_decay, train.steps, data" in capsys.readouterr().out
+    entry(edited, tmp_path / "edited")
+    out = capsys.readouterr().out
+    assert "weight_decay, train.steps, train.batch_size, data.image_size" in out
+    assert "optimizer.weight_decay  " not in out  # set before the object was edited
+
+
+def test_evaluation_of_a_config_object_knows_its_run(tmp_path, config):
+    plain = dataclasses.replace(build(config), tune=TuneConfig(method="auto"))
+    summary = tlx.finetune(plain, tmp_path / "run")
+    assert tlx.evaluate(plain, tmp_path / "run")["test/loss"] == summary["test/loss"]
 
 
 def setup_of(config, **fields):
