@@ -455,7 +455,7 @@ def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFil
         check_method(files, config.tune)
     if config.tune.method == AUTO:  # what can be said of it: one that reads the fields that are set
         method = auto.methods_for(config)[0]
-        tune = dataclasses.replace(config.tune, method=method, keep=())
+        tune = dataclasses.replace(config.tune, method=method, groups=(), keep=())  # its own groups
         schedule = config.optimizer.schedule
         if "optimizer.schedule" not in config.tune.keep:
             schedule = "constant"  # which every optimizer takes

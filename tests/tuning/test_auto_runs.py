@@ -18,7 +18,7 @@ from tlx.config import Config, OptimizerConfig, TrainConfig, TuneConfig, build
 from tlx.errors import InputError
 from tlx.lr_find import lr_find
 from tlx.models.leaves import values
-from tlx.setup import prepare
+from tlx.setup import prepare, prepare_tuning
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.workdir import Workdir
 
@@ -211,6 +211,26 @@ def test_stages_that_the_file_lacks_are_trained(tmp_path, config):
     setup, lines = setup_of(config | weights)
     assert (setup.config.tune.method, setup.config.tune.freeze_stages) == ("partial", 3)
     assert "the weights lack layer3: what comes before is kept" in lines[-1]
+
+
+@pytest.mark.parametrize(
+    ("labels", "method", "group"), [(100, "full", "block3"), (50, "lora", "adapters")]
+)
+def test_groups_are_those_of_the_method_that_is_chosen(tmp_path, config, labels, method, group):
+    levels.write_data(tmp_path / "levels.npz", classes=2, train=2 * labels)
+    tlx.save_weights(
+        tlx.create_model("vit_tiny_patch16_224", image_size=16), tmp_path / "vit.safetensors"
+    )
+    weights = {
+        "model.name": "vit_tiny_patch16_224",
+        "model.weights": str(tmp_path / "vit.safetensors"),
+    }
+    fields = {"tune.groups": f"{group}.lr=2", "data.image_size": 16, "data.resize": 16}
+    setup, _ = prepare(build(config, weights, fields))
+    assert setup.config.tune.method == method
+    assert setup.plans[-1].groups[group].lr == 2.0
+    with pytest.raises(InputError, match=r"'nowhere\.lr=2' names no group in use"):
+        prepare_tuning(prepare(build(config, weights, fields, {"tune.groups": "nowhere.lr=2"}))[0])
 
 
 @pytest.mark.parametrize(
