@@ -65,12 +65,14 @@ def lr_find(config: Config | Mapping[str, Any], workdir: str | Path) -> RangeTes
     """Trains for at most 100 steps with rates from 1e-7 to 10, as the config's method does (in its last phase).
 
     Writes lr_find.json and lr_find.png into the workdir, and no checkpoint: nothing of the run that may be there changes.
-    The schedule and regularizers are not used; groups keep their multipliers.
+    The schedule and regularizers are not used; groups keep their multipliers. With tune.method=auto the rate is what is
+    searched, and not chosen: all else is as in a run with the suggestion.
 
     Raises:
       InputError: as `tlx.finetune`.
     """
     config = config_lib.build(config)
+    config = config_lib.build(config, {"optimizer.lr": config.optimizer.lr})
     setup, lines = prepare(config)
     config, tuning = setup.config, prepare_tuning(setup)
     plan = tuning.phases[-1].plan

@@ -256,7 +256,13 @@ def test_options_and_milestones_choose_what_they_belong_to():
     assert of(VIT, {"optimizer.options": "momentum=0.8"})["optimizer.name"] == "sgd"
     assert of(VIT, {"optimizer.gamma": 0.5})["optimizer.schedule"] == "step"
     lr = of(RESNET, {"optimizer.lr": 0.3}, examples=1000)
-    assert "optimizer.lr" not in lr and "tune.groups" not in lr  # the rate that is set is all's
+    assert "optimizer.lr" not in lr and lr["tune.groups"] == (f"head.lr={auto.NEW_HEAD}",)
+
+
+def test_the_head_has_a_rate_of_its_own_where_it_is_trained():
+    only, both = (of(RESNET, {"tune.train_stages": text}) for text in ("layer1", "layer1,head"))
+    assert only["tune.method"] == both["tune.method"] == "surgical"
+    assert "tune.groups" not in only and both["tune.groups"] == (f"head.lr={auto.NEW_HEAD}",)
 
 
 def test_every_choice_has_a_reason_and_its_fields_type():

@@ -13,6 +13,7 @@ import pytest
 
 import tlx
 from tests import levels
+from tlx import config as config_lib
 from tlx import main
 from tlx.config import Config, OptimizerConfig, TrainConfig, TuneConfig, build
 from tlx.errors import InputError
@@ -136,8 +137,14 @@ def test_without_training_nothing_is_decided(tmp_path, config):
 
 def test_the_range_test_uses_what_is_chosen_and_leaves_no_choices(tmp_path, config, capsys):
     del config["train.steps"]
-    lr_find(config, tmp_path / "run")
-    assert "tune.method=auto chose these" in capsys.readouterr().out
+    found = lr_find(config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "tune.method=auto chose these" in out
+    assert "left as they are set: optimizer.lr, " in out and "optimizer.lr  " not in out
+    rate = {"optimizer.lr": float(f"{found.suggestion:.2g}")}
+    searched, _ = prepare(build(config, {"optimizer.lr": config_lib.Config().optimizer.lr}))
+    run, _ = prepare(build(config, rate))
+    assert run.choices == searched.choices and run.config.tune.groups == ("head.lr=5",)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["lr_find.json", "lr_find.png"]
 
 
@@ -241,6 +248,7 @@ def test_groups_are_those_of_the_method_that_is_chosen(tmp_path, config, labels,
         ({"tune.targets": "nowhere"}, "tune.targets: 'nowhere' is no layer"),
         ({"optimizer.name": "addam"}, "did you mean 'adam"),
         ({"optimizer.options": "momentun=0.9"}, "did you mean 'momentum'"),
+        ({"tune.train_stages": "layer1"}, "the head is new, and would stay as it is drawn"),
         ({"data.augment": "flop"}, "did you mean 'flip'"),
         ({"tune.keep": "optimizer.rate"}, "is no field that auto decides"),
         ({"train.accumulate": 3, "train.batch_size": 16}, "use a multiple of 3"),

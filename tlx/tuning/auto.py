@@ -342,11 +342,15 @@ def _rate(facts: Facts, picks: _Picks, method: str, kind: str, batch: int) -> No
     reason = f"{kind}'s {rates[part]:g} for {what.get(part, part)}, by {scaled} of {batch} over {REFERENCE_BATCH}"
     picks.pick("optimizer.lr", _digits(rates[part] * scale), reason)
     by_stages = part in ("network", "transformer") and method in _STAGEWISE
-    if facts.new_head and by_stages and not picks.given("optimizer.lr"):
+    if facts.new_head and by_stages and _trains_head(picks, method):
         picks.pick("tune.groups", (f"head.lr={NEW_HEAD}",), "the head is new, the network is not")
 
 
 _STAGEWISE = ("full", "partial", "surgical", "gradual", "lpft")
+
+
+def _trains_head(picks: _Picks, method: str) -> bool:
+    return method != "surgical" or "head" in picks.value("tune.train_stages")
 
 
 def _input(facts: Facts, picks: _Picks) -> None:
