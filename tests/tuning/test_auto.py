@@ -82,6 +82,31 @@ def test_the_method(facts, changes, expected):
     assert own == expected
 
 
+@pytest.mark.parametrize(
+    ("fields", "changes", "method", "reason"),
+    [
+        (
+            {},
+            {},
+            "lpft",
+            "300 examples a class, fewer than 500: the new head first, then everything",
+        ),
+        ({}, {"examples": 1000}, "full", "500 examples a class, at least 500"),
+        ({}, {"new_head": False}, "full", "at least 200, and the head is not new"),
+        ({"optimizer.name": "lion"}, {}, "lpft", "fewer than 500"),
+        ({"optimizer.name": "prodigy"}, {}, "full", "at least 200; prodigy takes no phases"),
+        ({"tune.groups": "head.optimizer=madgrad"}, {}, "full", "madgrad takes no phases"),
+        ({"tune.groups": "head.optimizer=lion"}, {}, "lpft", "fewer than 500"),
+        ({}, {"examples": 1000, "fresh_stages": ("layer4",)}, "full", "lack layer4; 500 examples"),
+    ],
+)
+def test_the_reason_of_the_method_is_its_threshold(fields, changes, method, reason):
+    facts = dataclasses.replace(RESNET, **{"examples": 600} | changes)
+    facts = dataclasses.replace(facts, labels=facts.examples)
+    first = choose(facts, build({"tune.method": "auto"} | fields))[0]
+    assert (first.field, first.value) == ("tune.method", method) and reason in first.reason
+
+
 def test_several_labels_of_an_example_count_each():
     assert of(RESNET, examples=60, labels=600)["tune.method"] == "lpft"
     assert of(RESNET, examples=60, labels=9)["tune.method"] == "head"

@@ -28,7 +28,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tlx.config import FIELDS_OF, METHODS, Config, build
+from tlx.config import FIELDS_OF, METHODS, OWN_STEPS, Config, build
 from tlx.errors import InputError
 
 # Examples a class below which a method is the choice.
@@ -198,7 +198,7 @@ def as_text(value: Any) -> str:
 
 def _method(facts: Facts, picks: _Picks) -> str:
     allowed = methods_for(picks.config)
-    method, reason = _preferred(facts, one_phase=_rates_of(picks.value("optimizer.name")) is None)
+    method, reason = _preferred(facts, _without_phases(picks))
     if method not in allowed:
         fields = [
             f"tune.{name}"
@@ -216,7 +216,16 @@ def _method(facts: Facts, picks: _Picks) -> str:
     return method
 
 
-def _preferred(facts: Facts, *, one_phase: bool) -> tuple[str, str]:
+def _without_phases(picks: _Picks) -> str:
+    """Returns the optimizer that is set and would begin its schedule again with each phase; "": there is none."""
+    pairs = (text.partition("=")[::2] for text in picks.value("tune.groups"))
+    groups = [name.strip() for key, name in pairs if key.strip().endswith(".optimizer")]
+    names = [picks.value("optimizer.name"), *groups]
+    return next((name for name in names if name in OWN_STEPS), "")
+
+
+def _preferred(facts: Facts, without_phases: str) -> tuple[str, str]:
+    """Returns the method and the reason; `without_phases` is an optimizer that takes none."""
     count = f"{facts.per_class:.3g} examples a class"
     if not facts.pretrained:
         return "full", "there are no weights to keep"
@@ -225,7 +234,7 @@ def _preferred(facts: Facts, *, one_phase: bool) -> tuple[str, str]:
         if facts.fresh_stages[0] == facts.stages[0]:
             return "full", f"{missing}, and all stages follow it"
         if facts.per_class >= LPFT_BELOW:
-            return "full", f"{missing}, and {count} are enough for all stages"
+            return "full", f"{missing}; {count}, at least {LPFT_BELOW}"
         return "partial", f"{missing}: what comes before is kept"
     if facts.per_class < HEAD_BELOW:
         return "head", f"{count}, fewer than {HEAD_BELOW}: the network is kept"
@@ -235,12 +244,13 @@ def _preferred(facts: Facts, *, one_phase: bool) -> tuple[str, str]:
         return "full", f"a transformer, {count}, at least {LORA_BELOW}"
     if facts.per_class < PARTIAL_BELOW:
         return "partial", f"{count}, fewer than {PARTIAL_BELOW}: the last stages are trained"
-    if facts.per_class < LPFT_BELOW and facts.new_head and not one_phase:
-        return (
-            "lpft",
-            f"{count}, fewer than {LPFT_BELOW}: the new head first, then everything",
-        )
-    return "full", f"{count} are enough for all stages"
+    if facts.per_class >= LPFT_BELOW:
+        return "full", f"{count}, at least {LPFT_BELOW}"
+    if not facts.new_head:
+        return "full", f"{count}, at least {PARTIAL_BELOW}, and the head is not new"
+    if without_phases:
+        return "full", f"{count}, at least {PARTIAL_BELOW}; {without_phases} takes no phases"
+    return "lpft", f"{count}, fewer than {LPFT_BELOW}: the new head first, then everything"
 
 
 def _frozen_stages(facts: Facts, picks: _Picks) -> None:
