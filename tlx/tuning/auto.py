@@ -13,7 +13,7 @@ pictures. A class's examples are the training labels over the classes; the const
              arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287). A new head learns
              five times as fast as the network behind it. Cosine after a warmup of 10 %.
   batch      about the root of the number of examples: a power of two from 16 to 256.
-  steps      16 for each root of the number of examples, at least 100: about BiT's 500 at a thousand and 20,000 at a
+  steps      16 for each root of the number of examples, at least 100: about BiT's 500 at a thousand, 16,000 at a
              million. From scratch four times as many; in batches smaller than the rule's more, to see as many examples.
   input      the weights' own size. Pictures below 96x96 are enlarged to 160 and cut to 128, as BiT's, where the
              network takes that and was trained on larger ones.
@@ -78,7 +78,9 @@ class Facts:
     labels: int  # of these examples; as many, unless the task takes several or none of each
     class_names: tuple[str, ...]
     picture: int  # pixels, the median side of the training pictures (the root of the area)
-    input_size: int  # pixels, the side that the weights were trained with
+    input_size: (
+        int  # pixels, the side of the input: data.image_size, or what the weights were trained with
+    )
     takes_small: bool  # pictures are small, and the network can be fed SMALL_INPUT pixels
     attention: bool  # a transformer
     batchnorm: bool
@@ -260,7 +262,7 @@ def _frozen_stages(facts: Facts, picks: _Picks) -> None:
         reason = f"those before {facts.fresh_stages[0]}"
     else:
         count = min(math.ceil(FROZEN_SHARE * len(stages)), len(stages) - 1)
-        reason = f"two thirds of {len(stages)}"
+        reason = f"{count} of {len(stages)}"
     frozen = f": {stages[0]} to {stages[count - 1]}" if count else ""
     picks.pick("tune.freeze_stages", count, reason + frozen)
 
