@@ -141,6 +141,19 @@ def test_optimizer_and_rate_follow_the_network_and_the_batch():
     assert fresh["optimizer.lr"] == scratch["optimizer.lr"] and "tune.groups" not in fresh
 
 
+def test_the_rate_does_not_grow_beyond_the_largest_batch_and_the_examples():
+    def rate(size, count):
+        return of(RESNET, {"train.batch_size": size}, examples=count)["optimizer.lr"]
+
+    assert rate(128, 5000) < rate(256, 5000) == rate(1024, 5000) == rate(4096, 5000)
+    assert rate(128, 180) < rate(256, 180) == rate(1024, 180)
+    assert rate(1024, 180) == pytest.approx(rate(32, 180) * 180 / 32, rel=0.06)
+    changed = dataclasses.replace(RESNET, examples=180, labels=180)
+    choices = choose(changed, build({"tune.method": "auto", "train.batch_size": 1024}))
+    (reason,) = (c.reason for c in choices if c.field == "optimizer.lr")
+    assert reason.endswith("by the batch of 1024, counted as 180, over 32")
+
+
 def test_the_input_is_the_weights_own_but_for_small_pictures():
     assert not {"data.image_size", "data.resize"} & of(RESNET).keys()
     small = of(RESNET, picture=32, takes_small=True)

@@ -10,7 +10,8 @@ pictures. A class's examples are the training labels over the classes; the const
              A head that comes from the file is where lpft's first phase leads: full in its place.
   optimizer  sgd where BatchNorm keeps the scale of the layers from mattering, as BiT's; adamw for other networks, heads
              alone and adapters. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
-             arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287). A new head learns
+             arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287), as far as the rule's
+             largest batch and the number of examples. A new head learns
              five times as fast as the network behind it. Cosine after a warmup of 10 %.
   batch      about the root of the number of examples: a power of two from 16 to 256.
   steps      16 for each root of the number of examples, at least 100: about BiT's 500 at a thousand, 16,000 at a
@@ -348,10 +349,13 @@ def _rate(facts: Facts, picks: _Picks, method: str, kind: str, batch: int) -> No
         part = "head"
     elif method in ADAPTERS:
         part = "adapters"
-    scale = batch / REFERENCE_BATCH if kind == "sgd" else math.sqrt(batch / REFERENCE_BATCH)
+    counted = min(batch, LARGEST_BATCH, max(facts.examples, SMALLEST_BATCH))
+    share = counted / REFERENCE_BATCH
+    scale = share if kind == "sgd" else math.sqrt(share)
     scaled = "the batch" if kind == "sgd" else "the root of the batch"
+    of = f"{batch}" if counted == batch else f"{batch}, counted as {counted},"
     what = {"head": "a head", "scratch": "training from scratch", "network": "a network"}
-    reason = f"{kind}'s {rates[part]:g} for {what.get(part, part)}, by {scaled} of {batch} over {REFERENCE_BATCH}"
+    reason = f"{kind}'s {rates[part]:g} for {what.get(part, part)}, by {scaled} of {of} over {REFERENCE_BATCH}"
     picks.pick("optimizer.lr", _digits(rates[part] * scale), reason)
     by_stages = part in ("network", "transformer") and method in _STAGEWISE
     if facts.new_head and by_stages and _trains_head(picks, method):
