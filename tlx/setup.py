@@ -453,7 +453,8 @@ def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFil
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
     if files:
         check_method(files, config.tune)
-    if config.tune.method == AUTO:  # what can be said of it: one that reads the fields that are set
+    given, deciding = config, config.tune.method == AUTO
+    if deciding:  # what can be said of it: one that reads the fields that are set
         method = auto.methods_for(config)[0]
         tune = dataclasses.replace(config.tune, method=method, groups=(), keep=())  # its own groups
         schedule = config.optimizer.schedule
@@ -465,6 +466,8 @@ def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFil
     model = with_adapters(plain, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
     make_optimizer(plans[-1], config.optimizer, lambda step: 0.0)
+    if deciding:
+        auto.check_rate(given)
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:

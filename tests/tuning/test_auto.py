@@ -300,10 +300,21 @@ def test_an_optimizer_that_is_set_has_its_own_rate():
     assert found["optimizer.lr"] == 1.0 and found["tune.method"] == "full"  # it takes no phases
     for name in auto.LIKE_SGD | auto.LIKE_ADAMW | auto.FIND_THEIR_RATE:
         maker(name, "optimizer.name")  # raises where there is none
-    config = build({"tune.method": "auto", "optimizer.name": "lion"})
-    (lr,) = (c for c in choose(RESNET, config) if c.field == "optimizer.lr")
-    assert lr.value == config.optimizer.lr and "auto knows no rate for lion" in lr.reason
-    assert "optimizer.weight_decay" not in {c.field for c in choose(RESNET, config)}
+    for facts, count in itertools.product((RESNET, VIT), (8, 60, 600)):
+        one, two = (of(facts, {"optimizer.name": n}, examples=count) for n in ("lion", "adamw"))
+        assert 3 <= two["optimizer.lr"] / one["optimizer.lr"] <= 10
+        assert 3 <= one["optimizer.weight_decay"] / two["optimizer.weight_decay"] <= 10
+
+
+def test_an_optimizer_that_auto_knows_no_rate_for_must_have_one():
+    for name in ("adafactor", "lamb"):
+        with pytest.raises(
+            InputError, match=f"knows no learning rate for {name}: set optimizer.lr"
+        ):
+            of(RESNET, {"optimizer.name": name})
+        chosen = of(RESNET, {"optimizer.name": name, "optimizer.lr": 0.01})
+        assert not {"optimizer.lr", "optimizer.weight_decay", "tune.groups"} & chosen.keys()
+    assert "optimizer.lr" in of(RESNET, {"optimizer.options": "momentum=0.8"})
 
 
 def test_options_and_milestones_choose_what_they_belong_to():

@@ -169,6 +169,11 @@ def test_what_is_set_in_a_config_object_wins_too(tmp_path, config, capsys, entry
     assert "optimizer.weight_decay  " not in out  # set before the object was edited
 
 
+def test_the_range_test_is_for_optimizers_that_auto_knows_no_rate_for_too(tmp_path, config):
+    lr_find(config | {"optimizer.name": "lamb"}, tmp_path / "run")
+    assert (tmp_path / "run" / "lr_find.json").is_file()
+
+
 def test_evaluation_of_a_config_object_knows_its_run(tmp_path, config):
     plain = dataclasses.replace(build(config), tune=TuneConfig(method="auto"))
     summary = tlx.finetune(plain, tmp_path / "run")
@@ -247,6 +252,7 @@ def test_groups_are_those_of_the_method_that_is_chosen(tmp_path, config, labels,
         ({"tune.rank": 2, "tune.freeze_stages": 2}, "no method reads them all"),
         ({"tune.targets": "nowhere"}, "tune.targets: 'nowhere' is no layer"),
         ({"optimizer.name": "addam"}, "did you mean 'adam"),
+        ({"optimizer.name": "lamb"}, "auto knows no learning rate for lamb: set optimizer.lr"),
         ({"optimizer.options": "momentun=0.9"}, "did you mean 'momentum'"),
         ({"tune.train_stages": "layer1"}, "the head is new, and would stay as it is drawn"),
         ({"data.augment": "flop"}, "did you mean 'flip'"),
@@ -266,7 +272,11 @@ def test_what_can_be_said_is_said_before_weights_are_fetched(tmp_path, config, m
         raise AssertionError("fetched")
 
     monkeypatch.setattr("tlx.setup.open_weights", fetched)
-    for fields in ({"tune.freeze_stages": 9}, {"optimizer.name": "addam"}):
+    for fields in (
+        {"tune.freeze_stages": 9},
+        {"optimizer.name": "addam"},
+        {"optimizer.name": "lamb"},
+    ):
         with pytest.raises(InputError):
             tlx.finetune(config | fields, tmp_path / "run")
 

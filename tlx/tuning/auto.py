@@ -9,7 +9,7 @@ pictures. A class's examples are the training labels over the classes; the const
              below 200, lpft below 500, and full; transformers lora below 100, and full with layer decay 0.75.
              A head that comes from the file is where lpft's first phase leads: full in its place.
   optimizer  sgd where BatchNorm keeps the scale of the layers from mattering, as BiT's; adamw for other networks, heads
-             alone and adapters. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
+             alone and adapters; for others that are set lion's is known, and optimizer.lr is asked for. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
              arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287), as far as the rule's
              largest batch and the number of examples. A new head learns
              five times as fast as the network behind it. Cosine after a warmup of 10 %.
@@ -60,13 +60,22 @@ RATES = {
         "transformer": 1e-4,
         "scratch": 1e-3,
     },
+    # A fifth of adamw's, with five times its decay: a third to a tenth, and the decay to match, says its paper (Chen
+    # et al. 2023, arXiv:2302.06675).
+    "lion": {
+        "head": 6e-4,
+        "adapters": 2e-4,
+        "network": 6e-5,
+        "transformer": 2e-5,
+        "scratch": 2e-4,
+    },
 }
 LIKE_SGD = frozenset(("sgd", "schedule_free_sgd"))
 LIKE_ADAMW = frozenset(
     "adam adamw adamax adamaxw adabelief amsgrad nadam nadamw radam schedule_free_adamw".split()
 )
 FIND_THEIR_RATE = frozenset("cocob dadapt_adamw dog dowg prodigy".split())
-DECAY = 0.01  # of adamw
+DECAY, LION_DECAY = 0.01, 0.05  # of adamw and lion
 
 ADAPTERS = ("lora", "dora", "ia3", "bottleneck")
 _SIDES = re.compile(r"(?:^|[^a-z])(?:left|right)(?:[^a-z]|$)")
@@ -145,8 +154,9 @@ def choose(facts: Facts, config: Config) -> tuple[Choice, ...]:
     What is in `tune.keep` is taken into account: a batch size scales the rate, a method's field asks for that method.
 
     Raises:
-      InputError: fields are set that belong to different methods.
+      InputError: fields are set that belong to different methods, or an optimizer without a rate that auto has none for.
     """
+    check_rate(config)
     picks = _Picks(config)
     method = _method(facts, picks)
     kind = _optimizer(facts, picks, method)
@@ -282,8 +292,8 @@ def _optimizer(facts: Facts, picks: _Picks, method: str) -> str:
         name = picks.pick("optimizer.name", "adamw", "a network without BatchNorm")
     kind = _rates_of(name)
     if kind:
-        decay = DECAY if name.endswith("adamw") else 0.0
-        reason = "adamw's usual one" if decay else "none, as BiT's rule"
+        decay = DECAY if name.endswith("adamw") else LION_DECAY if name == "lion" else 0.0
+        reason = f"{kind}'s usual one" if decay else "none, as BiT's rule"
         picks.pick("optimizer.weight_decay", decay, reason)
     if name.startswith("schedule_free"):
         picks.pick("optimizer.schedule", "constant", f"{name} averages instead")
@@ -298,7 +308,19 @@ def _optimizer(facts: Facts, picks: _Picks, method: str) -> str:
 def _rates_of(name: str) -> str | None:
     if name in LIKE_SGD:
         return "sgd"
-    return "adamw" if name in LIKE_ADAMW else None
+    if name in LIKE_ADAMW:
+        return "adamw"
+    return "lion" if name == "lion" else None
+
+
+def check_rate(config: Config) -> None:
+    """Raises InputError where the rate is to be chosen, for an optimizer that auto knows none for."""
+    name, set_ = config.optimizer.name, config.tune.keep
+    known = "optimizer.name" not in set_ or _rates_of(name) or name in FIND_THEIR_RATE
+    if not known and "optimizer.lr" not in set_:
+        raise InputError(
+            f"tune.method=auto knows no learning rate for {name}: set optimizer.lr (--mode=lr_find suggests one)"
+        )
 
 
 def _batch(facts: Facts, picks: _Picks) -> tuple[int, int]:
@@ -337,10 +359,6 @@ def _rate(facts: Facts, picks: _Picks, method: str, kind: str, batch: int) -> No
         name = picks.value("optimizer.name")  # chosen ones are known
         if name in FIND_THEIR_RATE:
             picks.pick("optimizer.lr", 1.0, f"{name} finds its own")
-        elif not picks.given("optimizer.lr"):
-            lr = picks.value("optimizer.lr")
-            reason = f"the default: auto knows no rate for {name} (--mode=lr_find suggests one)"
-            picks.pick("optimizer.lr", lr, reason)
         return
     rates = RATES[kind]
     part = "transformer" if facts.attention else "network"
