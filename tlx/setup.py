@@ -461,6 +461,9 @@ def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFil
         if "optimizer.schedule" not in config.tune.keep:
             schedule = "constant"  # which every optimizer takes
         optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+        if "optimizer.name" not in config.tune.keep:
+            taking = auto.optimizers_taking(optimizer.options)
+            optimizer = dataclasses.replace(optimizer, name=taking[0])
         config = dataclasses.replace(config, tune=tune, optimizer=optimizer)
     plain = pretrained.source(name, num_classes=num_classes)
     model = with_adapters(plain, config.tune).model

@@ -1,6 +1,7 @@
 """The rule of tune.method=auto, case by case, without a network."""
 
 import dataclasses
+import inspect
 import itertools
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from tlx.config import AUTO_FIELDS, FIELDS_OF, METHODS, build
 from tlx.errors import InputError
 from tlx.tuning import auto
 from tlx.tuning.auto import Facts, choices_table, choose, decided, methods_for
-from tlx.tuning.optax_optimizers import maker
+from tlx.tuning.optax_optimizers import OWN_ARGUMENTS, maker
 
 RESNET = Facts(
     examples=300,
@@ -319,6 +320,17 @@ def test_an_optimizer_that_auto_knows_no_rate_for_must_have_one():
 
 def test_options_and_milestones_choose_what_they_belong_to():
     assert of(VIT, {"optimizer.options": "momentum=0.8"})["optimizer.name"] == "sgd"
+    for facts in (VIT, RESNET):
+        chosen = of(facts, {"optimizer.options": "b2=0.95, eps=1e-6"}, examples=600)
+        assert chosen["optimizer.name"] == "adamw"
+        assert (
+            chosen["optimizer.lr"]
+            == of(facts, {"optimizer.name": "adamw"}, examples=600)["optimizer.lr"]
+        )
+        plain = of(facts, examples=600)
+        assert of(facts, {"optimizer.options": "nesterov=true"}, examples=600) == plain
+    kept = of(VIT, {"optimizer.options": "b1=0.8", "optimizer.name": "lion"})
+    assert "optimizer.name" not in kept
     assert of(VIT, {"optimizer.gamma": 0.5})["optimizer.schedule"] == "step"
     lr = of(RESNET, {"optimizer.lr": 0.3}, examples=1000)
     assert "optimizer.lr" not in lr and lr["tune.groups"] == (f"head.lr={auto.NEW_HEAD}",)
@@ -328,6 +340,12 @@ def test_the_head_has_a_rate_of_its_own_where_it_is_trained():
     only, both = (of(RESNET, {"tune.train_stages": text}) for text in ("layer1", "layer1,head"))
     assert only["tune.method"] == both["tune.method"] == "surgical"
     assert "tune.groups" not in only and both["tune.groups"] == (f"head.lr={auto.NEW_HEAD}",)
+
+
+def test_the_options_of_the_rules_optimizers_are_theirs():
+    for name, options in auto.OPTIONS.items():
+        accepted = inspect.signature(maker(name, "optimizer.name")).parameters
+        assert options == set(accepted) - OWN_ARGUMENTS
 
 
 def test_every_choice_has_a_reason_and_its_fields_type():

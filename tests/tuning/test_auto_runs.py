@@ -196,6 +196,14 @@ def test_fields_that_are_set_win_over_the_choice(config):
     assert (setup.config.train.steps, setup.config.train.epochs) == (6, 2)
 
 
+def test_options_reach_the_optimizer_that_has_them(config):
+    setup, _ = setup_of(config, optimizer__options="b2=0.95,eps=1e-6")
+    assert setup.config.optimizer.name == "adamw"
+    prepare_tuning(setup)
+    setup, _ = setup_of(config, optimizer__options="nesterov=true")
+    assert setup.config.optimizer.name == "sgd"  # by the rule: a network with BatchNorm
+
+
 def test_small_pictures_are_enlarged_for_a_network_that_knows_larger_ones(tmp_path, config):
     tlx.save_weights(tlx.create_model("resnet18", num_classes=7), tmp_path / "net.safetensors")
     weights = {"model.name": "resnet18", "model.weights": str(tmp_path / "net.safetensors")}

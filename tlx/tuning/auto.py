@@ -70,6 +70,11 @@ RATES = {
         "scratch": 2e-4,
     },
 }
+# What else the rule's optimizers can be told.
+OPTIONS = {
+    "sgd": frozenset("momentum nesterov accumulator_dtype".split()),
+    "adamw": frozenset("b1 b2 eps eps_root mu_dtype nesterov".split()),
+}
 LIKE_SGD = frozenset(("sgd", "schedule_free_sgd"))
 LIKE_ADAMW = frozenset(
     "adam adamw adamax adamaxw adabelief amsgrad nadam nadamw radam schedule_free_adamw".split()
@@ -194,6 +199,12 @@ def methods_for(config: Config) -> tuple[str, ...]:
     return allowed
 
 
+def optimizers_taking(options: str) -> tuple[str, ...]:
+    """Returns those of the rule's optimizers that have all these `optimizer.options`; all of them where none has."""
+    names = {part.partition("=")[0].strip() for part in options.split(",") if part.strip()}
+    return tuple(name for name, own in OPTIONS.items() if names <= own) or tuple(OPTIONS)
+
+
 def choices_table(choices: Sequence[Choice], config: Config) -> str:
     """Returns the choices, one line each with its reason, and what was left as the user has it."""
     rows = [(choice.field, as_text(choice.value), choice.reason) for choice in choices]
@@ -281,15 +292,16 @@ def _frozen_stages(facts: Facts, picks: _Picks) -> None:
 
 def _optimizer(facts: Facts, picks: _Picks, method: str) -> str:
     """Returns what RATES calls the optimizer; "" where auto knows no rate for it."""
-    if picks.given("optimizer.options") and not picks.given("optimizer.name"):
-        name = picks.value("optimizer.name")
-        picks.pick("optimizer.name", name, "optimizer.options are set, which are its")
-    elif method in ("head", *ADAPTERS):
-        name = picks.pick("optimizer.name", "adamw", f"{method} trains few values, of any scale")
+    if method in ("head", *ADAPTERS):
+        name, reason = "adamw", f"{method} trains few values, of any scale"
     elif facts.batchnorm:
-        name = picks.pick("optimizer.name", "sgd", "a network with BatchNorm, as BiT's rule")
+        name, reason = "sgd", "a network with BatchNorm, as BiT's rule"
     else:
-        name = picks.pick("optimizer.name", "adamw", "a network without BatchNorm")
+        name, reason = "adamw", "a network without BatchNorm"
+    taking = optimizers_taking(picks.config.optimizer.options)
+    if name not in taking:
+        name, reason = taking[0], "optimizer.options are set, which are its"
+    name = picks.pick("optimizer.name", name, reason)
     kind = _rates_of(name)
     if kind:
         decay = DECAY if name.endswith("adamw") else LION_DECAY if name == "lion" else 0.0
