@@ -434,7 +434,10 @@ def _fit(
         overridden=tuple(changes),
     )
     if files:
-        tune, head = config.tune, config.model.head
+        tune = config.tune
+        if tune.method == AUTO:  # which has no other
+            tune = dataclasses.replace(tune, method=files.method, keep=())
+        head = config.model.head
         return with_trained_adapters(source, files, tune, head, class_names), changes
     return source(head=config.model.head), changes
 
@@ -451,11 +454,9 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
 
 def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFiles | None) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
-    if files:
-        check_method(files, config.tune)
     given, deciding = config, config.tune.method == AUTO
-    if deciding:  # what can be said of it: one that reads the fields that are set
-        method = auto.methods_for(config)[0]
+    if deciding:  # what can be said of it: one that goes with what is set
+        method = auto.methods_for(config, files.method if files else "")[0]
         tune = dataclasses.replace(config.tune, method=method, groups=(), keep=())  # its own groups
         schedule = config.optimizer.schedule
         if "optimizer.schedule" not in config.tune.keep:
@@ -465,6 +466,8 @@ def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFil
             taking = auto.optimizers_taking(optimizer.options)
             optimizer = dataclasses.replace(optimizer, name=taking[0])
         config = dataclasses.replace(config, tune=tune, optimizer=optimizer)
+    if files:
+        check_method(files, config.tune)
     plain = pretrained.source(name, num_classes=num_classes)
     model = with_adapters(plain, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)

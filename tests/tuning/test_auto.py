@@ -263,11 +263,55 @@ def test_the_rules_own_method_is_preferred_among_those_that_read_a_field():
     assert of(VIT, {"tune.targets": "block0.*"}, examples=10**6)["tune.method"] == "lora"
 
 
+@pytest.mark.parametrize(
+    ("facts", "regularizers", "count", "method"),
+    [
+        (RESNET, "l2sp:0.1", 8, "partial"),
+        (RESNET, "delta:0.1", 8, "partial"),
+        (RESNET, "bss:0.1", 8, "partial"),
+        (RESNET, "init:0.1", 8, "head"),
+        (RESNET, "l2sp:0.1:0.01", 600, "lpft"),
+        (VIT, "l2sp:0.1", 8, "partial"),
+        (VIT, " l2sp :0.1", 60, "partial"),
+        (VIT, "l2sp:0.1", 600, "full"),
+        (VIT, "delta:0.1", 8, "lora"),
+        (VIT, "bss:0.1", 8, "lora"),
+        (VIT, "delta:0.1,l2sp:0.1", 60, "partial"),
+    ],
+)
+def test_regularizers_get_something_to_act_on(facts, regularizers, count, method):
+    fields = {"tune.regularizers": regularizers}
+    chosen = of(facts, fields, examples=count)
+    assert chosen["tune.method"] == method
+    for name in auto.NOT_REGULARIZED:
+        assert method not in auto.NOT_REGULARIZED[name] or name not in regularizers
+    config = build({"tune.method": "auto", "tune.rank": 4, "tune.regularizers": "l2sp:0.1"})
+    with pytest.raises(
+        InputError, match=r"rank and tune\.regularizers=l2sp are given, and no method"
+    ):
+        methods_for(config)
+
+
+def test_trained_adapters_choose_their_own_method():
+    for facts, count in itertools.product((RESNET, VIT), (8, 600, 30_000)):
+        for method in ("lora", "ia3"):
+            chosen = of(facts, examples=count, adapters=method)
+            assert chosen["tune.method"] == method and "tune.rank" not in chosen
+    config = build({"tune.method": "auto", "tune.freeze_stages": 2})
+    with pytest.raises(
+        InputError, match=r"freeze_stages and model\.adapters are given, and no method"
+    ):
+        methods_for(config, "lora")
+    changed = dataclasses.replace(RESNET, adapters="lora")
+    first, *_ = choose(changed, build({"tune.method": "auto", "tune.alpha": 4}))
+    assert first.reason == "it goes with tune.alpha and model.adapters, which are set"
+
+
 def test_fields_of_different_methods_are_refused():
     config = build({"tune.method": "auto", "tune.freeze_stages": 2, "tune.rank": 4})
     with pytest.raises(InputError, match=r"freeze_stages and tune\.rank are given, and no method"):
         choose(RESNET, config)
-    with pytest.raises(InputError, match="no method reads them all"):
+    with pytest.raises(InputError, match="no method goes with them all"):
         methods_for(config)
     assert methods_for(build({"tune.method": "auto"})) == METHODS
 

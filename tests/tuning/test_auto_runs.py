@@ -162,7 +162,7 @@ def test_what_is_set_in_a_config_object_wins_too(tmp_path, config, capsys, entry
         build(plain), train=TrainConfig(steps=5, batch_size=4), optimizer=OptimizerConfig()
     )
     entry(plain, tmp_path / "plain")
-    assert "as they are set: optimizer.weight_decay, train.steps, data" in capsys.readouterr().out
+    assert "optimizer.weight_decay, train.steps, data.image_size" in capsys.readouterr().out
     entry(edited, tmp_path / "edited")
     out = capsys.readouterr().out
     assert "weight_decay, train.steps, train.batch_size, data.image_size" in out
@@ -194,6 +194,15 @@ def test_fields_that_are_set_win_over_the_choice(config):
     assert lines[-1].splitlines()[-1].startswith("left as they are set: optimizer.lr, ")
     setup, _ = setup_of(config, train__epochs=2)
     assert (setup.config.train.steps, setup.config.train.epochs) == (6, 2)
+
+
+def test_regularizers_have_something_to_act_on(tmp_path, config):
+    levels.write_data(tmp_path / "levels.npz", train=9)
+    for regularizer in ("l2sp:0.1", "delta:0.1", "bss:0.1"):
+        setup, _ = setup_of(config, tune__regularizers=regularizer)
+        assert setup.config.tune.method == "partial"
+        prepare_tuning(setup)
+    assert setup_of(config)[0].config.tune.method == "head"
 
 
 def test_options_reach_the_optimizer_that_has_them(config):
@@ -257,7 +266,7 @@ def test_groups_are_those_of_the_method_that_is_chosen(tmp_path, config, labels,
     ("fields", "says"),
     [
         ({"tune.freeze_stages": 9}, "tune.freeze_stages is 9, the model has 4 stages"),
-        ({"tune.rank": 2, "tune.freeze_stages": 2}, "no method reads them all"),
+        ({"tune.rank": 2, "tune.freeze_stages": 2}, "no method goes with them all"),
         ({"tune.targets": "nowhere"}, "tune.targets: 'nowhere' is no layer"),
         ({"optimizer.name": "addam"}, "did you mean 'adam"),
         ({"optimizer.name": "lamb"}, "auto knows no learning rate for lamb: set optimizer.lr"),

@@ -8,6 +8,7 @@ pictures. A class's examples are the training labels over the classes; the const
              Else by examples a class: head below 5; then convolutional networks partial (the last third of the stages)
              below 200, lpft below 500, and full; transformers lora below 100, and full with layer decay 0.75.
              A head that comes from the file is where lpft's first phase leads: full in its place.
+             Where what is set (a method's field, regularizers, model.adapters) does not go with it: the next one that does.
   optimizer  sgd where BatchNorm keeps the scale of the layers from mattering, as BiT's; adamw for other networks, heads
              alone and adapters; for others that are set lion's is known, and optimizer.lr is asked for. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
              arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287), as far as the rule's
@@ -83,6 +84,14 @@ FIND_THEIR_RATE = frozenset("cocob dadapt_adamw dog dowg prodigy".split())
 DECAY, LION_DECAY = 0.01, 0.05  # of adamw and lion
 
 ADAPTERS = ("lora", "dora", "ia3", "bottleneck")
+# Whether the network is a transformer -> the rule's methods, from those for few examples to those for many.
+LADDERS = {
+    False: ("head", "partial", "lpft", "full"),
+    True: ("head", "lora", "partial", "full"),
+}
+# Regularizer -> the methods that train nothing that it acts on: l2sp on the weights file's own values, delta and bss on
+# the outputs of stages.
+NOT_REGULARIZED = {"l2sp": ("head", *ADAPTERS), "delta": ("head",), "bss": ("head",)}
 _SIDES = re.compile(r"(?:^|[^a-z])(?:left|right)(?:[^a-z]|$)")
 
 
@@ -105,6 +114,7 @@ class Facts:
     fresh_stages: tuple[str, ...]  # of which the file lacks something
     new_head: bool
     multiple: int = 1  # what a batch must be a multiple of
+    adapters: str = ""  # the method of those that `model.adapters` has put into the network
 
     @property
     def per_class(self) -> float:
@@ -156,7 +166,7 @@ class _Picks:
 def choose(facts: Facts, config: Config) -> tuple[Choice, ...]:
     """Returns what auto decides: tune.method, and those of `config.AUTO_FIELDS` that are not in `tune.keep`.
 
-    What is in `tune.keep` is taken into account: a batch size scales the rate, a method's field asks for that method.
+    What is in `tune.keep` is taken into account: a batch size scales the rate, a method's field and `tune.regularizers` ask for methods that go with them.
 
     Raises:
       InputError: fields are set that belong to different methods, or an optimizer without a rate that auto has none for.
@@ -180,23 +190,42 @@ def decided(config: Config, choices: Sequence[Choice]) -> Config:
     return build(config, {"tune.keep": ()}, {choice.field: choice.value for choice in choices})
 
 
-def methods_for(config: Config) -> tuple[str, ...]:
-    """Returns the methods that read all the fields of a method that the user has set.
+def methods_for(config: Config, adapters: str = "") -> tuple[str, ...]:
+    """Returns the methods that go with all that the user has set.
+
+    Args:
+      config: with tune.method=auto.
+      adapters: the method of those that `model.adapters` names; "": there are none.
 
     Raises:
       InputError: there is none.
     """
-    allowed: tuple[str, ...] = METHODS
-    fields = []
-    for field, readers in FIELDS_OF.items():
-        if f"tune.{field}" in config.tune.keep:
-            allowed = tuple(method for method in readers if method in allowed)
-            fields.append(f"tune.{field}")
+    narrowing = _narrowing(config, adapters)
+    allowed = tuple(
+        method for method in METHODS if all(method in those for those in narrowing.values())
+    )
     if not allowed:
         raise InputError(
-            f"tune.method=auto: {' and '.join(fields)} are given, and no method reads them all: leave one out"
+            f"tune.method=auto: {' and '.join(narrowing)} are given, and no method goes with them all: leave one out"
         )
     return allowed
+
+
+def _narrowing(config: Config, adapters: str) -> dict[str, tuple[str, ...]]:
+    """Returns what the user has set -> the methods that go with it."""
+    found = {
+        f"tune.{field}": readers
+        for field, readers in FIELDS_OF.items()
+        if f"tune.{field}" in config.tune.keep
+    }
+    if adapters:
+        found["model.adapters"] = (adapters,)
+    for text in config.tune.regularizers:
+        name = text.partition(":")[0].strip()
+        if without := NOT_REGULARIZED.get(name):
+            those = tuple(method for method in METHODS if method not in without)
+            found[f"tune.regularizers={name}"] = those
+    return found
 
 
 def optimizers_taking(options: str) -> tuple[str, ...]:
@@ -222,19 +251,21 @@ def as_text(value: Any) -> str:
 
 
 def _method(facts: Facts, picks: _Picks) -> str:
-    allowed = methods_for(picks.config)
+    allowed = methods_for(picks.config, facts.adapters)
     method, reason = _preferred(facts, _without_phases(picks))
     if method not in allowed:
-        fields = [
-            f"tune.{name}"
-            for name, readers in FIELDS_OF.items()
-            if f"tune.{name}" in picks.config.tune.keep and method not in readers
-        ]
-        method, reason = allowed[0], f"it reads {' and '.join(fields)}, which is set"
+        narrowing = _narrowing(picks.config, facts.adapters)
+        causes = [what for what, those in narrowing.items() if method not in those]
+        for_more = LADDERS[facts.attention]
+        for_more = for_more[for_more.index(method) + 1 :]
+        method = next((other for other in for_more if other in allowed), allowed[0])
+        reason = (
+            f"it goes with {' and '.join(causes)}, which {'is' if len(causes) == 1 else 'are'} set"
+        )
     picks.pick("tune.method", method, reason)
     if method == "partial":
         _frozen_stages(facts, picks)
-    if method in ("lora", "dora"):
+    if method in ("lora", "dora") and not facts.adapters:
         picks.pick("tune.rank", RANK, "the usual rank of the update")
     if method == "full" and facts.attention and facts.pretrained:
         picks.pick("tune.layer_decay", LAYER_DECAY, "a transformer's early blocks change least")

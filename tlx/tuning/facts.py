@@ -53,6 +53,7 @@ def facts(examples: Examples, source: Source, *, multiple: int = 1) -> Facts:
         fresh_stages=tuple(stage for stage in model.stages if stage in changed),
         new_head=source.loaded is None or any(is_within(p, model.classifiers) for p in fresh),
         multiple=multiple,
+        adapters=source.trained.files.method if source.trained else "",
     )
 
 
