@@ -18,7 +18,7 @@ from tlx.config import AUTO, Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
 from tlx.data.mixing import Mixing, make_mixing
-from tlx.data.source import Examples, Splits, load_splits
+from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models import default_meta
@@ -221,7 +221,7 @@ def prepare(
         weights, changes = _fit(config, own_name, own, file, names, classes, training, files)
         if deciding:
             multiple = mesh.size * config.train.accumulate
-            found = facts(_training(splits), weights, multiple=multiple)
+            found = facts(splits, weights, multiple=multiple)
             choices = auto.choose(found, given)
             config = auto.decided(given, choices)
             _check_batches(config, mesh)
@@ -440,11 +440,6 @@ def _fit(
         head = config.model.head
         return with_trained_adapters(source, files, tune, head, class_names), changes
     return source(head=config.model.head), changes
-
-
-def _training(splits: Splits) -> Examples:
-    assert splits.train is not None
-    return splits.train
 
 
 def _check_batches(config: Config, mesh: Mesh) -> None:

@@ -177,7 +177,10 @@ def test_the_input_is_the_weights_own_but_for_small_pictures():
     ("names", "flips"),
     [
         (("cat", "dog"), True),
-        (("0", "1", "10"), False),
+        (tuple("0123456789"), False),
+        (tuple(map(str, range(1, 103))), True),
+        (("0", "1", "10"), True),
+        (("+", "-"), True),
         (("a", "B", "ü"), False),
         (("a", "cat"), True),
         (("left_hand", "no hand"), False),
@@ -187,6 +190,10 @@ def test_the_input_is_the_weights_own_but_for_small_pictures():
 )
 def test_flips_are_for_classes_that_have_no_side(names, flips):
     assert ("flip" in of(RESNET, class_names=names)["data.augment"]) == flips
+
+
+def test_numbers_that_are_no_names_say_nothing_of_flips():
+    assert "flip" in of(RESNET, class_names=tuple("0123"), numbered=True)["data.augment"]
 
 
 def test_more_examples_never_get_fewer_steps_smaller_batches_or_fewer_trained_stages():

@@ -113,6 +113,7 @@ class Facts:
     pretrained: bool  # a file has values
     fresh_stages: tuple[str, ...]  # of which the file lacks something
     new_head: bool
+    numbered: bool = False  # the classes' names are their numbers, for want of others
     multiple: int = 1  # what a batch must be a multiple of
     adapters: str = ""  # the method of those that `model.adapters` has put into the network
 
@@ -123,11 +124,12 @@ class Facts:
 
     @property
     def oriented(self) -> bool:
-        """Whether a class's mirror image may be another class's: characters, left and right."""
+        """Whether a class's mirror image may be another class's: single letters or digits, left and right."""
+        if self.numbered:
+            return False
         names = [name.strip().lower() for name in self.class_names]
-        return all(len(name) == 1 or name.isdecimal() for name in names) or any(
-            map(_SIDES.search, names)
-        )
+        characters = all(len(name) == 1 and name.isalnum() for name in names)
+        return characters or any(map(_SIDES.search, names))
 
 
 @dataclasses.dataclass(frozen=True)
