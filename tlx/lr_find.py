@@ -18,7 +18,7 @@ from tlx.data import pipeline
 from tlx.errors import InputError
 from tlx.evaluation.figures import range_test
 from tlx.files import write_json_atomic
-from tlx.setup import prepare, prepare_tuning, train_step
+from tlx.setup import describe_drawn, prepare, prepare_tuning, train_step
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import create_state
 from tlx.tuning.optimizer import make_optimizer
@@ -81,6 +81,7 @@ def lr_find(config: Config | Mapping[str, Any], workdir: str | Path) -> RangeTes
         return LOWEST * (HIGHEST / LOWEST) ** (jnp.asarray(step, jnp.float32) / (STEPS - 1))
 
     phase = Phase(0, plan, make_optimizer(plan, config.optimizer, schedule))
+    lines += describe_drawn(setup)
     print(*lines, "", plan_table(plan, setup.leaves, config.optimizer), "", sep="\n", flush=True)
     split = setup.open("train")["train"]
     sharding = replicated(setup.mesh)

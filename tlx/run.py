@@ -25,6 +25,7 @@ from tlx.setup import (
     Setup,
     Tuning,
     describe_average,
+    describe_drawn,
     describe_parts,
     describe_weights,
     estimator,
@@ -84,6 +85,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     config, tuning = setup.config, prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
+    lines += describe_drawn(setup)
     lines += describe_parts(config.train.accumulate, tuning)
     lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)

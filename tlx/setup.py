@@ -81,6 +81,11 @@ class Setup:
         model = self.model
         return make_plans(self.leaves, model.stages, self.config.tune, model.auxiliary)
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """What the weights file lacks, and comes from the seed; nothing where no file is read."""
+        return self.weights.loaded.fresh if self.weights.loaded else ()
+
     @functools.cached_property
     def eval_step(self) -> EvalStep:
         """The jitted evaluation step; one for all splits."""
@@ -247,12 +252,11 @@ def prepare_tuning(setup: Setup) -> Tuning:
     """Makes the plan, the schedule and the optimizer.
 
     Raises:
-      InputError: a rule, stage, option or duration that does not fit; nothing to do.
+      InputError: a rule, stage, option or duration that does not fit; a new head that is not trained; nothing to do.
     """
     config = setup.config
     assert setup.splits.train is not None  # `prepare` was told that this is training
-    fresh = setup.weights.loaded.fresh if setup.weights.loaded else ()
-    fresh_head = {path for path in fresh if is_within(path, setup.model.classifiers)}
+    fresh_head = {path for path in setup.drawn if is_within(path, setup.model.classifiers)}
     if fresh_head & set(setup.plans[-1].frozen):
         raise InputError(
             "the head is new, and would stay as it is drawn: train it too (tune.train_stages=...,head, or a rule "
@@ -335,6 +339,24 @@ def train_step(
         drawn=drawn,
         seed=config.seed,
     )
+
+
+def describe_drawn(setup: Setup) -> list[str]:
+    """Returns a warning of stages that the weights lack something of, which stays as it is drawn.
+
+    It is none where all values are drawn (model.weights=none): features of a random network are asked for.
+    """
+    frozen = [path for path in setup.drawn if path in set(setup.plans[-1].frozen)]
+    kernels = [path for path in frozen if setup.leaves[path].is_parameter]
+    stages = [s for s in setup.model.stages if any(is_within(path, (s,)) for path in kernels)]
+    if not stages:
+        return []
+    norms = any(is_within(path, stages) for path in frozen if path not in kernels)
+    return [
+        f"warning: the weights lack values of {', '.join(stages)}, and tune.method={setup.config.tune.method} trains the "
+        f"network on random ones there{', with BatchNorm statistics of 0 and 1' if norms else ''}: tune.method=partial with "
+        f"tune.freeze_stages={setup.model.stages.index(stages[0])} trains what is drawn"
+    ]
 
 
 def describe_parts(parts: int, tuning: Tuning) -> list[str]:

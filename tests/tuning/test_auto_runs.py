@@ -19,7 +19,7 @@ from tlx.config import Config, OptimizerConfig, TrainConfig, TuneConfig, build
 from tlx.errors import InputError
 from tlx.lr_find import lr_find
 from tlx.models.leaves import values
-from tlx.setup import prepare, prepare_tuning
+from tlx.setup import describe_drawn, prepare, prepare_tuning
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.workdir import Workdir
 
@@ -227,19 +227,53 @@ def test_small_pictures_are_enlarged_for_a_network_that_knows_larger_ones(tmp_pa
     assert (setup.model.meta.preprocess.size, setup.model.meta.preprocess.resize) == (64, 73)
 
 
-def test_stages_that_the_file_lacks_are_trained(tmp_path, config):
-    tlx.save_weights(tlx.create_model("resnet20_cifar.glyphs"), tmp_path / "net.safetensors")
-    whole = read_weights(tmp_path / "net.safetensors")
+def without_layer3(folder):
+    """Writes the built-in weights without their last stage; returns the fields of a run with them."""
+    tlx.save_weights(tlx.create_model("resnet20_cifar.glyphs"), folder / "net.safetensors")
+    whole = read_weights(folder / "net.safetensors")
     part = {name: np.array(array) for name, array in whole.items() if "layer3." not in name}
-    write_safetensors(part, tmp_path / "part.safetensors", {})
-    weights = {
+    write_safetensors(part, folder / "part.safetensors", {})
+    return {
         "model.name": "resnet20_cifar",
-        "model.weights": str(tmp_path / "part.safetensors"),
+        "model.weights": str(folder / "part.safetensors"),
         "model.missing_ok": "layer3",
     }
+
+
+def test_stages_that_the_file_lacks_are_trained(tmp_path, config, capsys):
+    weights = without_layer3(tmp_path)
     setup, lines = setup_of(config | weights)
     assert (setup.config.tune.method, setup.config.tune.freeze_stages) == ("partial", 3)
     assert "the weights lack layer3: what comes before is kept" in lines[-1]
+    assert describe_drawn(setup) == []
+    tlx.finetune(config | weights | {"tune.rank": 2, "train.steps": 1}, tmp_path / "run")
+    assert (
+        "warning: the weights lack values of layer3, and tune.method=lora"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "says"),
+    [
+        ("head", {}, ", with BatchNorm statistics of 0 and 1: "),
+        ("ia3", {}, ", with BatchNorm statistics of 0 and 1: "),
+        ("bitfit", {}, ", with BatchNorm statistics of 0 and 1: "),
+        ("norms", {}, "random ones there: tune.method=partial with tune.freeze_stages=3"),
+        ("full", {"tune.batchnorm": "frozen"}, ""),
+        ("lpft", {}, ""),
+        ("surgical", {"tune.train_stages": "layer3,head"}, ""),
+        ("rules", {"tune.rules": "(layer3|head).*=new,.*=frozen"}, ""),
+        ("head", {"model.weights": "none", "model.missing_ok": ""}, ""),
+    ],
+)
+def test_stages_that_stay_as_they_are_drawn_are_named(tmp_path, config, method, fields, says):
+    weights = without_layer3(tmp_path)
+    fields = {"tune.method": method, "train.batch_size": 8} | fields
+    setup, _ = prepare(build(config | weights, fields))
+    prepare_tuning(setup)
+    lines = describe_drawn(setup)
+    assert len(lines) == bool(says) and says in "".join(lines)
 
 
 @pytest.mark.parametrize(

@@ -258,8 +258,8 @@ def _method(facts: Facts, picks: _Picks) -> str:
     if method not in allowed:
         narrowing = _narrowing(picks.config, facts.adapters)
         causes = [what for what, those in narrowing.items() if method not in those]
-        for_more = LADDERS[facts.attention]
-        for_more = for_more[for_more.index(method) + 1 :]
+        ladder = LADDERS[facts.attention]
+        for_more = ladder[ladder.index(method) + 1 :]
         method = next((other for other in for_more if other in allowed), allowed[0])
         reason = (
             f"it goes with {' and '.join(causes)}, which {'is' if len(causes) == 1 else 'are'} set"
