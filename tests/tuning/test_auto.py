@@ -5,10 +5,11 @@ import inspect
 import itertools
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from tlx.config import AUTO_FIELDS, FIELDS_OF, METHODS, build
+from tlx.config import AUTO_FIELDS, FIELDS_OF, METHODS, build, load
 from tlx.errors import InputError
 from tlx.tuning import auto
 from tlx.tuning.auto import Facts, choices_table, choose, decided, methods_for
@@ -425,6 +426,13 @@ def test_the_table_has_a_line_for_each_choice_and_names_what_was_kept():
     for line, choice in zip(lines, choices, strict=True):
         assert line.startswith(choice.field) and line.endswith(choice.reason)
     assert last == "left as they are set: optimizer.lr"
+
+
+def test_the_table_of_the_readme_is_what_is_printed():
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    config = build(load(Path(__file__).parents[2] / "configs" / "auto.py"), {"data.root": "DIR"})
+    facts = dataclasses.replace(RESNET, examples=220, labels=220)
+    assert f"```\n{choices_table(choose(facts, config), config)}\n```" in readme
 
 
 def test_the_rule_imports_no_jax():
