@@ -216,6 +216,9 @@ FIELDS_OF = {
     "keep": ("auto",),
 }
 
+# Optimizers that read the schedule at a count of their own, which begins when they do: methods with phases refuse them.
+OWN_STEPS = ("prodigy", "dadapt_adamw", "madgrad")
+
 AUTO = "auto"
 
 # What tune.method=auto decides where it is not set, or takes into account where it is: tlx/tuning/auto.py.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from tlx.data import pipeline
 from tlx.errors import InputError
 from tlx.evaluation.figures import range_test
 from tlx.files import write_json_atomic
-from tlx.setup import prepare, prepare_tuning, train_step
+from tlx.setup import describe_drawn, prepare, prepare_tuning, train_step
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import create_state
 from tlx.tuning.optimizer import make_optimizer
@@ -61,16 +61,18 @@ class RangeTest:
         return float(self.rates[_EDGE - 1 + int(np.argmin(slopes[_EDGE - 1 :]))])
 
 
-def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> RangeTest:
+def lr_find(config: Config | Mapping[str, Any], workdir: str | Path) -> RangeTest:
     """Trains for at most 100 steps with rates from 1e-7 to 10, as the config's method does (in its last phase).
 
     Writes lr_find.json and lr_find.png into the workdir, and no checkpoint: nothing of the run that may be there changes.
-    The schedule and regularizers are not used; groups keep their multipliers.
+    The schedule and regularizers are not used; groups keep their multipliers. With tune.method=auto the rate is what is
+    searched, and not chosen: all else is as in a run with the suggestion.
 
     Raises:
       InputError: as `tlx.finetune`.
     """
-    config = config if isinstance(config, Config) else config_lib.build(config)
+    config = config_lib.build(config)
+    config = config_lib.build(config, {"optimizer.lr": config.optimizer.lr})
     setup, lines = prepare(config)
     config, tuning = setup.config, prepare_tuning(setup)
     plan = tuning.phases[-1].plan
@@ -79,6 +81,7 @@ def lr_find(config: config_lib.Config | dict[str, Any], workdir: str | Path) -> 
         return LOWEST * (HIGHEST / LOWEST) ** (jnp.asarray(step, jnp.float32) / (STEPS - 1))
 
     phase = Phase(0, plan, make_optimizer(plan, config.optimizer, schedule))
+    lines += describe_drawn(setup)
     print(*lines, "", plan_table(plan, setup.leaves, config.optimizer), "", sep="\n", flush=True)
     split = setup.open("train")["train"]
     sharding = replicated(setup.mesh)

@@ -25,6 +25,7 @@ from tlx.setup import (
     Setup,
     Tuning,
     describe_average,
+    describe_drawn,
     describe_parts,
     describe_weights,
     estimator,
@@ -54,7 +55,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     """Fits a network to a task and returns the summary; called again, it resumes or says it is done.
 
     Args:
-      config: from a `get_config()`, a (nested or dotted) dict of fields, or a `Config`.
+      config: from a `get_config()`, a (nested or dotted) dict of fields, or a `Config`; what is set in it where
+        tune.method is auto: see `tlx.config.build`.
       workdir: gets config.json, metrics.jsonl, summary.json, checkpoints/, report.md.
       command: shown in the report.
 
@@ -63,7 +65,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         training can show: a loss that is not finite, a broken picture in data too large to decode beforehand.
       tlx.training.loop.Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
-    config = config if isinstance(config, Config) else config_lib.build(config)
+    config = config_lib.build(config)
     if config.soup.runs:
         raise InputError(
             "soup.runs is set, and a soup is not trained: --mode=soup (or tlx.soup) makes it of finished runs"
@@ -83,6 +85,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     config, tuning = setup.config, prepare_tuning(setup)
     table = plan_table(tuning.phases[-1].plan, setup.leaves, config.optimizer)
     table = "\n".join([table, *describe(tuning.phases, setup.plans)])
+    lines += describe_drawn(setup)
     lines += describe_parts(config.train.accumulate, tuning)
     lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
@@ -103,7 +106,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     Raises:
       InputError: as `finetune`; also a head that no file fills, or other classes than the checkpoint's.
     """
-    config = config if isinstance(config, Config) else config_lib.build(config)
+    config = config_lib.build(config)
     folder = Workdir(Path(workdir))
     folder.check(config)
     begun = time.perf_counter()

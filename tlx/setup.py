@@ -18,7 +18,7 @@ from tlx.config import AUTO, Config, duration, nearest, selecting_metric
 from tlx.data import augment, pipeline, preprocess
 from tlx.data.class_subset import in_network_order, resolve_subset
 from tlx.data.mixing import Mixing, make_mixing
-from tlx.data.source import Examples, Splits, load_splits
+from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models import default_meta
@@ -80,6 +80,11 @@ class Setup:
         """The plan of each phase of the method. Raises as `make_plans` does."""
         model = self.model
         return make_plans(self.leaves, model.stages, self.config.tune, model.auxiliary)
+
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """What the weights file lacks, and comes from the seed; nothing where no file is read."""
+        return self.weights.loaded.fresh if self.weights.loaded else ()
 
     @functools.cached_property
     def eval_step(self) -> EvalStep:
@@ -221,7 +226,7 @@ def prepare(
         weights, changes = _fit(config, own_name, own, file, names, classes, training, files)
         if deciding:
             multiple = mesh.size * config.train.accumulate
-            found = facts(_training(splits), weights, multiple=multiple)
+            found = facts(splits, weights, multiple=multiple)
             choices = auto.choose(found, given)
             config = auto.decided(given, choices)
             _check_batches(config, mesh)
@@ -247,12 +252,11 @@ def prepare_tuning(setup: Setup) -> Tuning:
     """Makes the plan, the schedule and the optimizer.
 
     Raises:
-      InputError: a rule, stage, option or duration that does not fit; nothing to do.
+      InputError: a rule, stage, option or duration that does not fit; a new head that is not trained; nothing to do.
     """
     config = setup.config
     assert setup.splits.train is not None  # `prepare` was told that this is training
-    fresh = setup.weights.loaded.fresh if setup.weights.loaded else ()
-    fresh_head = {path for path in fresh if is_within(path, setup.model.classifiers)}
+    fresh_head = {path for path in setup.drawn if is_within(path, setup.model.classifiers)}
     if fresh_head & set(setup.plans[-1].frozen):
         raise InputError(
             "the head is new, and would stay as it is drawn: train it too (tune.train_stages=...,head, or a rule "
@@ -335,6 +339,24 @@ def train_step(
         drawn=drawn,
         seed=config.seed,
     )
+
+
+def describe_drawn(setup: Setup) -> list[str]:
+    """Returns a warning of stages that the weights lack something of, which stays as it is drawn.
+
+    It is none where all values are drawn (model.weights=none): features of a random network are asked for.
+    """
+    frozen = [path for path in setup.drawn if path in set(setup.plans[-1].frozen)]
+    kernels = [path for path in frozen if setup.leaves[path].is_parameter]
+    stages = [s for s in setup.model.stages if any(is_within(path, (s,)) for path in kernels)]
+    if not stages:
+        return []
+    norms = any(is_within(path, stages) for path in frozen if path not in kernels)
+    return [
+        f"warning: the weights lack values of {', '.join(stages)}, and tune.method={setup.config.tune.method} trains the "
+        f"network on random ones there{', with BatchNorm statistics of 0 and 1' if norms else ''}: tune.method=partial with "
+        f"tune.freeze_stages={setup.model.stages.index(stages[0])} trains what is drawn"
+    ]
 
 
 def describe_parts(parts: int, tuning: Tuning) -> list[str]:
@@ -434,14 +456,12 @@ def _fit(
         overridden=tuple(changes),
     )
     if files:
-        tune, head = config.tune, config.model.head
+        tune = config.tune
+        if tune.method == AUTO:  # which has no other
+            tune = dataclasses.replace(tune, method=files.method, keep=())
+        head = config.model.head
         return with_trained_adapters(source, files, tune, head, class_names), changes
     return source(head=config.model.head), changes
-
-
-def _training(splits: Splits) -> Examples:
-    assert splits.train is not None
-    return splits.train
 
 
 def _check_batches(config: Config, mesh: Mesh) -> None:
@@ -451,20 +471,26 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
 
 def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFiles | None) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
-    if files:
-        check_method(files, config.tune)
-    if config.tune.method == AUTO:  # what can be said of it: one that reads the fields that are set
-        method = auto.methods_for(config)[0]
-        tune = dataclasses.replace(config.tune, method=method, keep=())
+    given, deciding = config, config.tune.method == AUTO
+    if deciding:  # what can be said of it: one that goes with what is set
+        method = auto.methods_for(config, files.method if files else "")[0]
+        tune = dataclasses.replace(config.tune, method=method, groups=(), keep=())  # its own groups
         schedule = config.optimizer.schedule
         if "optimizer.schedule" not in config.tune.keep:
             schedule = "constant"  # which every optimizer takes
         optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
+        if "optimizer.name" not in config.tune.keep:
+            taking = auto.optimizers_taking(optimizer.options)
+            optimizer = dataclasses.replace(optimizer, name=taking[0])
         config = dataclasses.replace(config, tune=tune, optimizer=optimizer)
+    if files:
+        check_method(files, config.tune)
     plain = pretrained.source(name, num_classes=num_classes)
     model = with_adapters(plain, config.tune).model
     plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
     make_optimizer(plans[-1], config.optimizer, lambda step: 0.0)
+    if deciding:
+        auto.check_rate(given)
 
 
 def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:

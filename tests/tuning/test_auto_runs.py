@@ -1,5 +1,6 @@
 """tune.method=auto from the command to the workdir: what is printed, kept, resumed and refused."""
 
+import dataclasses
 import json
 import os
 import shutil
@@ -12,12 +13,13 @@ import pytest
 
 import tlx
 from tests import levels
+from tlx import config as config_lib
 from tlx import main
-from tlx.config import build
+from tlx.config import Config, OptimizerConfig, TrainConfig, TuneConfig, build
 from tlx.errors import InputError
 from tlx.lr_find import lr_find
 from tlx.models.leaves import values
-from tlx.setup import prepare
+from tlx.setup import describe_drawn, prepare, prepare_tuning
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.workdir import Workdir
 
@@ -135,9 +137,47 @@ def test_without_training_nothing_is_decided(tmp_path, config):
 
 def test_the_range_test_uses_what_is_chosen_and_leaves_no_choices(tmp_path, config, capsys):
     del config["train.steps"]
-    lr_find(config, tmp_path / "run")
-    assert "tune.method=auto chose these" in capsys.readouterr().out
+    found = lr_find(config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "tune.method=auto chose these" in out
+    assert "left as they are set: optimizer.lr, " in out and "optimizer.lr  " not in out
+    rate = {"optimizer.lr": float(f"{found.suggestion:.2g}")}
+    searched, _ = prepare(build(config, {"optimizer.lr": config_lib.Config().optimizer.lr}))
+    run, _ = prepare(build(config, rate))
+    assert run.choices == searched.choices and run.config.tune.groups == ("head.lr=5",)
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["lr_find.json", "lr_find.png"]
+
+
+@pytest.mark.parametrize("entry", [tlx.finetune, lr_find])
+def test_what_is_set_in_a_config_object_wins_too(tmp_path, config, capsys, entry):
+    made = build(config)
+    plain = Config(
+        model=made.model,
+        data=made.data,
+        tune=TuneConfig(method="auto"),
+        train=TrainConfig(steps=5),
+        optimizer=OptimizerConfig(weight_decay=0.5),
+    )
+    edited = dataclasses.replace(
+        build(plain), train=TrainConfig(steps=5, batch_size=4), optimizer=OptimizerConfig()
+    )
+    entry(plain, tmp_path / "plain")
+    assert "optimizer.weight_decay, train.steps, data.image_size" in capsys.readouterr().out
+    entry(edited, tmp_path / "edited")
+    out = capsys.readouterr().out
+    assert "weight_decay, train.steps, train.batch_size, data.image_size" in out
+    assert "optimizer.weight_decay  " not in out  # set before the object was edited
+
+
+def test_the_range_test_is_for_optimizers_that_auto_knows_no_rate_for_too(tmp_path, config):
+    lr_find(config | {"optimizer.name": "lamb"}, tmp_path / "run")
+    assert (tmp_path / "run" / "lr_find.json").is_file()
+
+
+def test_evaluation_of_a_config_object_knows_its_run(tmp_path, config):
+    plain = dataclasses.replace(build(config), tune=TuneConfig(method="auto"))
+    summary = tlx.finetune(plain, tmp_path / "run")
+    assert tlx.evaluate(plain, tmp_path / "run")["test/loss"] == summary["test/loss"]
 
 
 def setup_of(config, **fields):
@@ -156,6 +196,23 @@ def test_fields_that_are_set_win_over_the_choice(config):
     assert (setup.config.train.steps, setup.config.train.epochs) == (6, 2)
 
 
+def test_regularizers_have_something_to_act_on(tmp_path, config):
+    levels.write_data(tmp_path / "levels.npz", train=9)
+    for regularizer in ("l2sp:0.1", "delta:0.1", "bss:0.1"):
+        setup, _ = setup_of(config, tune__regularizers=regularizer)
+        assert setup.config.tune.method == "partial"
+        prepare_tuning(setup)
+    assert setup_of(config)[0].config.tune.method == "head"
+
+
+def test_options_reach_the_optimizer_that_has_them(config):
+    setup, _ = setup_of(config, optimizer__options="b2=0.95,eps=1e-6")
+    assert setup.config.optimizer.name == "adamw"
+    prepare_tuning(setup)
+    setup, _ = setup_of(config, optimizer__options="nesterov=true")
+    assert setup.config.optimizer.name == "sgd"  # by the rule: a network with BatchNorm
+
+
 def test_small_pictures_are_enlarged_for_a_network_that_knows_larger_ones(tmp_path, config):
     tlx.save_weights(tlx.create_model("resnet18", num_classes=7), tmp_path / "net.safetensors")
     weights = {"model.name": "resnet18", "model.weights": str(tmp_path / "net.safetensors")}
@@ -170,29 +227,85 @@ def test_small_pictures_are_enlarged_for_a_network_that_knows_larger_ones(tmp_pa
     assert (setup.model.meta.preprocess.size, setup.model.meta.preprocess.resize) == (64, 73)
 
 
-def test_stages_that_the_file_lacks_are_trained(tmp_path, config):
-    tlx.save_weights(tlx.create_model("resnet20_cifar.glyphs"), tmp_path / "net.safetensors")
-    whole = read_weights(tmp_path / "net.safetensors")
+def without_layer3(folder):
+    """Writes the built-in weights without their last stage; returns the fields of a run with them."""
+    tlx.save_weights(tlx.create_model("resnet20_cifar.glyphs"), folder / "net.safetensors")
+    whole = read_weights(folder / "net.safetensors")
     part = {name: np.array(array) for name, array in whole.items() if "layer3." not in name}
-    write_safetensors(part, tmp_path / "part.safetensors", {})
-    weights = {
+    write_safetensors(part, folder / "part.safetensors", {})
+    return {
         "model.name": "resnet20_cifar",
-        "model.weights": str(tmp_path / "part.safetensors"),
+        "model.weights": str(folder / "part.safetensors"),
         "model.missing_ok": "layer3",
     }
+
+
+def test_stages_that_the_file_lacks_are_trained(tmp_path, config, capsys):
+    weights = without_layer3(tmp_path)
     setup, lines = setup_of(config | weights)
     assert (setup.config.tune.method, setup.config.tune.freeze_stages) == ("partial", 3)
     assert "the weights lack layer3: what comes before is kept" in lines[-1]
+    assert describe_drawn(setup) == []
+    tlx.finetune(config | weights | {"tune.rank": 2, "train.steps": 1}, tmp_path / "run")
+    assert (
+        "warning: the weights lack values of layer3, and tune.method=lora"
+        in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "says"),
+    [
+        ("head", {}, ", with BatchNorm statistics of 0 and 1: "),
+        ("ia3", {}, ", with BatchNorm statistics of 0 and 1: "),
+        ("bitfit", {}, ", with BatchNorm statistics of 0 and 1: "),
+        ("norms", {}, "random ones there: tune.method=partial with tune.freeze_stages=3"),
+        ("full", {"tune.batchnorm": "frozen"}, ""),
+        ("lpft", {}, ""),
+        ("surgical", {"tune.train_stages": "layer3,head"}, ""),
+        ("rules", {"tune.rules": "(layer3|head).*=new,.*=frozen"}, ""),
+        ("head", {"model.weights": "none", "model.missing_ok": ""}, ""),
+    ],
+)
+def test_stages_that_stay_as_they_are_drawn_are_named(tmp_path, config, method, fields, says):
+    weights = without_layer3(tmp_path)
+    fields = {"tune.method": method, "train.batch_size": 8} | fields
+    setup, _ = prepare(build(config | weights, fields))
+    prepare_tuning(setup)
+    lines = describe_drawn(setup)
+    assert len(lines) == bool(says) and says in "".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("labels", "method", "group"), [(100, "full", "block3"), (50, "lora", "adapters")]
+)
+def test_groups_are_those_of_the_method_that_is_chosen(tmp_path, config, labels, method, group):
+    levels.write_data(tmp_path / "levels.npz", classes=2, train=2 * labels)
+    tlx.save_weights(
+        tlx.create_model("vit_tiny_patch16_224", image_size=16), tmp_path / "vit.safetensors"
+    )
+    weights = {
+        "model.name": "vit_tiny_patch16_224",
+        "model.weights": str(tmp_path / "vit.safetensors"),
+    }
+    fields = {"tune.groups": f"{group}.lr=2", "data.image_size": 16, "data.resize": 16}
+    setup, _ = prepare(build(config, weights, fields))
+    assert setup.config.tune.method == method
+    assert setup.plans[-1].groups[group].lr == 2.0
+    with pytest.raises(InputError, match=r"'nowhere\.lr=2' names no group in use"):
+        prepare_tuning(prepare(build(config, weights, fields, {"tune.groups": "nowhere.lr=2"}))[0])
 
 
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
         ({"tune.freeze_stages": 9}, "tune.freeze_stages is 9, the model has 4 stages"),
-        ({"tune.rank": 2, "tune.freeze_stages": 2}, "no method reads them all"),
+        ({"tune.rank": 2, "tune.freeze_stages": 2}, "no method goes with them all"),
         ({"tune.targets": "nowhere"}, "tune.targets: 'nowhere' is no layer"),
         ({"optimizer.name": "addam"}, "did you mean 'adam"),
+        ({"optimizer.name": "lamb"}, "auto knows no learning rate for lamb: set optimizer.lr"),
         ({"optimizer.options": "momentun=0.9"}, "did you mean 'momentum'"),
+        ({"tune.train_stages": "layer1"}, "the head is new, and would stay as it is drawn"),
         ({"data.augment": "flop"}, "did you mean 'flip'"),
         ({"tune.keep": "optimizer.rate"}, "is no field that auto decides"),
         ({"train.accumulate": 3, "train.batch_size": 16}, "use a multiple of 3"),
@@ -210,7 +323,11 @@ def test_what_can_be_said_is_said_before_weights_are_fetched(tmp_path, config, m
         raise AssertionError("fetched")
 
     monkeypatch.setattr("tlx.setup.open_weights", fetched)
-    for fields in ({"tune.freeze_stages": 9}, {"optimizer.name": "addam"}):
+    for fields in (
+        {"tune.freeze_stages": 9},
+        {"optimizer.name": "addam"},
+        {"optimizer.name": "lamb"},
+    ):
         with pytest.raises(InputError):
             tlx.finetune(config | fields, tmp_path / "run")
 

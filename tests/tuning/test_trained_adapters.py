@@ -108,6 +108,22 @@ def test_what_disagrees_is_named(tmp_path, tune, says):
     assert says in str(caught.value) and str(tmp_path) in str(caught.value)
 
 
+def test_auto_goes_on_with_the_folders_own_method(tmp_path):
+    written(tmp_path / "peft", method="lora", rank=3, alpha=7.0)
+    fields = levels.fields(tmp_path) | {"tune.method": "auto", "train.steps": 2}
+    fields["model.adapters"] = str(tmp_path / "peft")
+    summary = tlx.finetune(fields, tmp_path / "run")
+    assert summary["chosen"]["tune.method"] == "lora" and "tune.rank" not in summary["chosen"]
+    assert {spec.rank for spec in specs_of(tlx.load(tmp_path / "run")).values()} == {3}
+    assert tlx.evaluate(fields, tmp_path / "run")["test/loss"] == summary["test/loss"]
+    tlx.evaluate(fields | {"model.head": "keep"}, tmp_path / "before")  # nothing is decided
+    with pytest.raises(InputError, match=r"tune\.rank is 4, but the adapters of"):
+        tlx.finetune(fields | {"tune.rank": 4}, tmp_path / "other")
+    with pytest.raises(InputError, match=r"tune\.freeze_stages and model\.adapters are given, and"):
+        tlx.finetune(fields | {"tune.freeze_stages": 1}, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
 def without_meta(folder):
     arrays = {name: np.array(array) for name, array in read_weights(folder / WEIGHTS).items()}
     write_safetensors(arrays, folder / WEIGHTS, {})

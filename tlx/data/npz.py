@@ -87,7 +87,8 @@ def load(config: DataConfig, name: str, training: bool = True) -> Splits:
     known = {f"{split}_{part}" for split in _SPLITS for part in ("images", "labels")}
     unused = sorted(set(arrays) - known - {"class_names"})
     notes = (f"{path.name}: arrays not used: {', '.join(unused)}",) if unused else ()
-    return Splits(parts.get("train"), parts.get("val"), parts.get("test"), notes)
+    numbered = "class_names" not in arrays
+    return Splits(parts.get("train"), parts.get("val"), parts.get("test"), notes, numbered=numbered)
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:

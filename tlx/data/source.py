@@ -70,6 +70,7 @@ class Splits:
         str, ...
     ] = ()  # what the user should be told once: files passed over, defaults used
     skipped: tuple[str, ...] = ()  # broken pictures left out, with the reason (on_bad_image=skip)
+    numbered: bool = False  # the classes have no names there: they are called by their numbers
 
     def given(self) -> dict[str, Examples]:
         """Returns the splits that exist, by name."""

@@ -8,12 +8,14 @@ pictures. A class's examples are the training labels over the classes; the const
              Else by examples a class: head below 5; then convolutional networks partial (the last third of the stages)
              below 200, lpft below 500, and full; transformers lora below 100, and full with layer decay 0.75.
              A head that comes from the file is where lpft's first phase leads: full in its place.
+             Where what is set (a method's field, regularizers, model.adapters) does not go with it: the next one that does.
   optimizer  sgd where BatchNorm keeps the scale of the layers from mattering, as BiT's; adamw for other networks, heads
-             alone and adapters. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
-             arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287). A new head learns
+             alone and adapters; for others that are set lion's is known, and optimizer.lr is asked for. RATES are for a batch of 32: sgd's go with the batch (Goyal et al. 2017,
+             arXiv:1706.02677), the others' with its root (Malladi et al. 2022, arXiv:2205.10287), as far as the rule's
+             largest batch and the number of examples. A new head learns
              five times as fast as the network behind it. Cosine after a warmup of 10 %.
   batch      about the root of the number of examples: a power of two from 16 to 256.
-  steps      16 for each root of the number of examples, at least 100: about BiT's 500 at a thousand and 20,000 at a
+  steps      16 for each root of the number of examples, at least 100: about BiT's 500 at a thousand, 16,000 at a
              million. From scratch four times as many; in batches smaller than the rule's more, to see as many examples.
   input      the weights' own size. Pictures below 96x96 are enlarged to 160 and cut to 128, as BiT's, where the
              network takes that and was trained on larger ones.
@@ -28,7 +30,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from tlx.config import FIELDS_OF, METHODS, Config, build
+from tlx.config import FIELDS_OF, METHODS, OWN_STEPS, Config, build
 from tlx.errors import InputError
 
 # Examples a class below which a method is the choice.
@@ -52,21 +54,44 @@ NEW_HEAD = 5  # times the rate of the network that is trained with it
 RATES = {
     "sgd": {"head": 0.1, "adapters": 0.1, "network": 0.02, "transformer": 0.003, "scratch": 0.05},
     "adamw": {
-        "head": 1e-2,
+        # At twice this, in batches of 16, a head that a ReLU follows (SqueezeNet's) can end with all logits 0 for good.
+        "head": 3e-3,
         "adapters": 1e-3,
         "network": 3e-4,
         "transformer": 1e-4,
         "scratch": 1e-3,
     },
+    # A fifth of adamw's, with five times its decay: a third to a tenth, and the decay to match, says its paper (Chen
+    # et al. 2023, arXiv:2302.06675).
+    "lion": {
+        "head": 6e-4,
+        "adapters": 2e-4,
+        "network": 6e-5,
+        "transformer": 2e-5,
+        "scratch": 2e-4,
+    },
+}
+# What else the rule's optimizers can be told.
+OPTIONS = {
+    "sgd": frozenset("momentum nesterov accumulator_dtype".split()),
+    "adamw": frozenset("b1 b2 eps eps_root mu_dtype nesterov".split()),
 }
 LIKE_SGD = frozenset(("sgd", "schedule_free_sgd"))
 LIKE_ADAMW = frozenset(
     "adam adamw adamax adamaxw adabelief amsgrad nadam nadamw radam schedule_free_adamw".split()
 )
 FIND_THEIR_RATE = frozenset("cocob dadapt_adamw dog dowg prodigy".split())
-DECAY = 0.01  # of adamw
+DECAY, LION_DECAY = 0.01, 0.05  # of adamw and lion
 
 ADAPTERS = ("lora", "dora", "ia3", "bottleneck")
+# Whether the network is a transformer -> the rule's methods, from those for few examples to those for many.
+LADDERS = {
+    False: ("head", "partial", "lpft", "full"),
+    True: ("head", "lora", "partial", "full"),
+}
+# Regularizer -> the methods that train nothing that it acts on: l2sp on the weights file's own values, delta and bss on
+# the outputs of stages.
+NOT_REGULARIZED = {"l2sp": ("head", *ADAPTERS), "delta": ("head",), "bss": ("head",)}
 _SIDES = re.compile(r"(?:^|[^a-z])(?:left|right)(?:[^a-z]|$)")
 
 
@@ -78,7 +103,9 @@ class Facts:
     labels: int  # of these examples; as many, unless the task takes several or none of each
     class_names: tuple[str, ...]
     picture: int  # pixels, the median side of the training pictures (the root of the area)
-    input_size: int  # pixels, the side that the weights were trained with
+    input_size: (
+        int  # pixels, the side of the input: data.image_size, or what the weights were trained with
+    )
     takes_small: bool  # pictures are small, and the network can be fed SMALL_INPUT pixels
     attention: bool  # a transformer
     batchnorm: bool
@@ -86,7 +113,9 @@ class Facts:
     pretrained: bool  # a file has values
     fresh_stages: tuple[str, ...]  # of which the file lacks something
     new_head: bool
+    numbered: bool = False  # the classes' names are their numbers, for want of others
     multiple: int = 1  # what a batch must be a multiple of
+    adapters: str = ""  # the method of those that `model.adapters` has put into the network
 
     @property
     def per_class(self) -> float:
@@ -95,11 +124,12 @@ class Facts:
 
     @property
     def oriented(self) -> bool:
-        """Whether a class's mirror image may be another class's: characters, left and right."""
+        """Whether a class's mirror image may be another class's: single letters or digits, left and right."""
+        if self.numbered:
+            return False
         names = [name.strip().lower() for name in self.class_names]
-        return all(len(name) == 1 or name.isdecimal() for name in names) or any(
-            map(_SIDES.search, names)
-        )
+        characters = all(len(name) == 1 and name.isalnum() for name in names)
+        return characters or any(map(_SIDES.search, names))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +168,12 @@ class _Picks:
 def choose(facts: Facts, config: Config) -> tuple[Choice, ...]:
     """Returns what auto decides: tune.method, and those of `config.AUTO_FIELDS` that are not in `tune.keep`.
 
-    What is in `tune.keep` is taken into account: a batch size scales the rate, a method's field asks for that method.
+    What is in `tune.keep` is taken into account: a batch size scales the rate, a method's field and `tune.regularizers` ask for methods that go with them.
 
     Raises:
-      InputError: fields are set that belong to different methods.
+      InputError: fields are set that belong to different methods, or an optimizer without a rate that auto has none for.
     """
+    check_rate(config)
     picks = _Picks(config)
     method = _method(facts, picks)
     kind = _optimizer(facts, picks, method)
@@ -161,23 +192,48 @@ def decided(config: Config, choices: Sequence[Choice]) -> Config:
     return build(config, {"tune.keep": ()}, {choice.field: choice.value for choice in choices})
 
 
-def methods_for(config: Config) -> tuple[str, ...]:
-    """Returns the methods that read all the fields of a method that the user has set.
+def methods_for(config: Config, adapters: str = "") -> tuple[str, ...]:
+    """Returns the methods that go with all that the user has set.
+
+    Args:
+      config: with tune.method=auto.
+      adapters: the method of those that `model.adapters` names; "": there are none.
 
     Raises:
       InputError: there is none.
     """
-    allowed: tuple[str, ...] = METHODS
-    fields = []
-    for field, readers in FIELDS_OF.items():
-        if f"tune.{field}" in config.tune.keep:
-            allowed = tuple(method for method in readers if method in allowed)
-            fields.append(f"tune.{field}")
+    narrowing = _narrowing(config, adapters)
+    allowed = tuple(
+        method for method in METHODS if all(method in those for those in narrowing.values())
+    )
     if not allowed:
         raise InputError(
-            f"tune.method=auto: {' and '.join(fields)} are given, and no method reads them all: leave one out"
+            f"tune.method=auto: {' and '.join(narrowing)} are given, and no method goes with them all: leave one out"
         )
     return allowed
+
+
+def _narrowing(config: Config, adapters: str) -> dict[str, tuple[str, ...]]:
+    """Returns what the user has set -> the methods that go with it."""
+    found = {
+        f"tune.{field}": readers
+        for field, readers in FIELDS_OF.items()
+        if f"tune.{field}" in config.tune.keep
+    }
+    if adapters:
+        found["model.adapters"] = (adapters,)
+    for text in config.tune.regularizers:
+        name = text.partition(":")[0].strip()
+        if without := NOT_REGULARIZED.get(name):
+            those = tuple(method for method in METHODS if method not in without)
+            found[f"tune.regularizers={name}"] = those
+    return found
+
+
+def optimizers_taking(options: str) -> tuple[str, ...]:
+    """Returns those of the rule's optimizers that have all these `optimizer.options`; all of them where none has."""
+    names = {part.partition("=")[0].strip() for part in options.split(",") if part.strip()}
+    return tuple(name for name, own in OPTIONS.items() if names <= own) or tuple(OPTIONS)
 
 
 def choices_table(choices: Sequence[Choice], config: Config) -> str:
@@ -197,26 +253,37 @@ def as_text(value: Any) -> str:
 
 
 def _method(facts: Facts, picks: _Picks) -> str:
-    allowed = methods_for(picks.config)
-    method, reason = _preferred(facts, one_phase=_rates_of(picks.value("optimizer.name")) is None)
+    allowed = methods_for(picks.config, facts.adapters)
+    method, reason = _preferred(facts, _without_phases(picks))
     if method not in allowed:
-        fields = [
-            f"tune.{name}"
-            for name, readers in FIELDS_OF.items()
-            if f"tune.{name}" in picks.config.tune.keep and method not in readers
-        ]
-        method, reason = allowed[0], f"it reads {' and '.join(fields)}, which is set"
+        narrowing = _narrowing(picks.config, facts.adapters)
+        causes = [what for what, those in narrowing.items() if method not in those]
+        ladder = LADDERS[facts.attention]
+        for_more = ladder[ladder.index(method) + 1 :]
+        method = next((other for other in for_more if other in allowed), allowed[0])
+        reason = (
+            f"it goes with {' and '.join(causes)}, which {'is' if len(causes) == 1 else 'are'} set"
+        )
     picks.pick("tune.method", method, reason)
     if method == "partial":
         _frozen_stages(facts, picks)
-    if method in ("lora", "dora"):
+    if method in ("lora", "dora") and not facts.adapters:
         picks.pick("tune.rank", RANK, "the usual rank of the update")
     if method == "full" and facts.attention and facts.pretrained:
         picks.pick("tune.layer_decay", LAYER_DECAY, "a transformer's early blocks change least")
     return method
 
 
-def _preferred(facts: Facts, *, one_phase: bool) -> tuple[str, str]:
+def _without_phases(picks: _Picks) -> str:
+    """Returns the optimizer that is set and would begin its schedule again with each phase; "": there is none."""
+    pairs = (text.partition("=")[::2] for text in picks.value("tune.groups"))
+    groups = [name.strip() for key, name in pairs if key.strip().endswith(".optimizer")]
+    names = [picks.value("optimizer.name"), *groups]
+    return next((name for name in names if name in OWN_STEPS), "")
+
+
+def _preferred(facts: Facts, without_phases: str) -> tuple[str, str]:
+    """Returns the method and the reason; `without_phases` is an optimizer that takes none."""
     count = f"{facts.per_class:.3g} examples a class"
     if not facts.pretrained:
         return "full", "there are no weights to keep"
@@ -225,7 +292,7 @@ def _preferred(facts: Facts, *, one_phase: bool) -> tuple[str, str]:
         if facts.fresh_stages[0] == facts.stages[0]:
             return "full", f"{missing}, and all stages follow it"
         if facts.per_class >= LPFT_BELOW:
-            return "full", f"{missing}, and {count} are enough for all stages"
+            return "full", f"{missing}; {count}, at least {LPFT_BELOW}"
         return "partial", f"{missing}: what comes before is kept"
     if facts.per_class < HEAD_BELOW:
         return "head", f"{count}, fewer than {HEAD_BELOW}: the network is kept"
@@ -235,12 +302,13 @@ def _preferred(facts: Facts, *, one_phase: bool) -> tuple[str, str]:
         return "full", f"a transformer, {count}, at least {LORA_BELOW}"
     if facts.per_class < PARTIAL_BELOW:
         return "partial", f"{count}, fewer than {PARTIAL_BELOW}: the last stages are trained"
-    if facts.per_class < LPFT_BELOW and facts.new_head and not one_phase:
-        return (
-            "lpft",
-            f"{count}, fewer than {LPFT_BELOW}: the new head first, then everything",
-        )
-    return "full", f"{count} are enough for all stages"
+    if facts.per_class >= LPFT_BELOW:
+        return "full", f"{count}, at least {LPFT_BELOW}"
+    if not facts.new_head:
+        return "full", f"{count}, at least {PARTIAL_BELOW}, and the head is not new"
+    if without_phases:
+        return "full", f"{count}, at least {PARTIAL_BELOW}; {without_phases} takes no phases"
+    return "lpft", f"{count}, fewer than {LPFT_BELOW}: the new head first, then everything"
 
 
 def _frozen_stages(facts: Facts, picks: _Picks) -> None:
@@ -250,26 +318,27 @@ def _frozen_stages(facts: Facts, picks: _Picks) -> None:
         reason = f"those before {facts.fresh_stages[0]}"
     else:
         count = min(math.ceil(FROZEN_SHARE * len(stages)), len(stages) - 1)
-        reason = f"two thirds of {len(stages)}"
+        reason = f"{count} of {len(stages)}"
     frozen = f": {stages[0]} to {stages[count - 1]}" if count else ""
     picks.pick("tune.freeze_stages", count, reason + frozen)
 
 
 def _optimizer(facts: Facts, picks: _Picks, method: str) -> str:
     """Returns what RATES calls the optimizer; "" where auto knows no rate for it."""
-    if picks.given("optimizer.options") and not picks.given("optimizer.name"):
-        name = picks.value("optimizer.name")
-        picks.pick("optimizer.name", name, "optimizer.options are set, which are its")
-    elif method in ("head", *ADAPTERS):
-        name = picks.pick("optimizer.name", "adamw", f"{method} trains few values, of any scale")
+    if method in ("head", *ADAPTERS):
+        name, reason = "adamw", f"{method} trains few values, of any scale"
     elif facts.batchnorm:
-        name = picks.pick("optimizer.name", "sgd", "a network with BatchNorm, as BiT's rule")
+        name, reason = "sgd", "a network with BatchNorm, as BiT's rule"
     else:
-        name = picks.pick("optimizer.name", "adamw", "a network without BatchNorm")
+        name, reason = "adamw", "a network without BatchNorm"
+    taking = optimizers_taking(picks.config.optimizer.options)
+    if name not in taking:
+        name, reason = taking[0], "optimizer.options are set, which are its"
+    name = picks.pick("optimizer.name", name, reason)
     kind = _rates_of(name)
     if kind:
-        decay = DECAY if name.endswith("adamw") else 0.0
-        reason = "adamw's usual one" if decay else "none, as BiT's rule"
+        decay = DECAY if name.endswith("adamw") else LION_DECAY if name == "lion" else 0.0
+        reason = f"{kind}'s usual one" if decay else "none, as BiT's rule"
         picks.pick("optimizer.weight_decay", decay, reason)
     if name.startswith("schedule_free"):
         picks.pick("optimizer.schedule", "constant", f"{name} averages instead")
@@ -284,7 +353,19 @@ def _optimizer(facts: Facts, picks: _Picks, method: str) -> str:
 def _rates_of(name: str) -> str | None:
     if name in LIKE_SGD:
         return "sgd"
-    return "adamw" if name in LIKE_ADAMW else None
+    if name in LIKE_ADAMW:
+        return "adamw"
+    return "lion" if name == "lion" else None
+
+
+def check_rate(config: Config) -> None:
+    """Raises InputError where the rate is to be chosen, for an optimizer that auto knows none for."""
+    name, set_ = config.optimizer.name, config.tune.keep
+    known = "optimizer.name" not in set_ or _rates_of(name) or name in FIND_THEIR_RATE
+    if not known and "optimizer.lr" not in set_:
+        raise InputError(
+            f"tune.method=auto knows no learning rate for {name}: set optimizer.lr (--mode=lr_find suggests one)"
+        )
 
 
 def _batch(facts: Facts, picks: _Picks) -> tuple[int, int]:
@@ -323,10 +404,6 @@ def _rate(facts: Facts, picks: _Picks, method: str, kind: str, batch: int) -> No
         name = picks.value("optimizer.name")  # chosen ones are known
         if name in FIND_THEIR_RATE:
             picks.pick("optimizer.lr", 1.0, f"{name} finds its own")
-        elif not picks.given("optimizer.lr"):
-            lr = picks.value("optimizer.lr")
-            reason = f"the default: auto knows no rate for {name} (--mode=lr_find suggests one)"
-            picks.pick("optimizer.lr", lr, reason)
         return
     rates = RATES[kind]
     part = "transformer" if facts.attention else "network"
@@ -336,17 +413,24 @@ def _rate(facts: Facts, picks: _Picks, method: str, kind: str, batch: int) -> No
         part = "head"
     elif method in ADAPTERS:
         part = "adapters"
-    scale = batch / REFERENCE_BATCH if kind == "sgd" else math.sqrt(batch / REFERENCE_BATCH)
+    counted = min(batch, LARGEST_BATCH, max(facts.examples, SMALLEST_BATCH))
+    share = counted / REFERENCE_BATCH
+    scale = share if kind == "sgd" else math.sqrt(share)
     scaled = "the batch" if kind == "sgd" else "the root of the batch"
+    of = f"{batch}" if counted == batch else f"{batch}, counted as {counted},"
     what = {"head": "a head", "scratch": "training from scratch", "network": "a network"}
-    reason = f"{kind}'s {rates[part]:g} for {what.get(part, part)}, by {scaled} of {batch} over {REFERENCE_BATCH}"
+    reason = f"{kind}'s {rates[part]:g} for {what.get(part, part)}, by {scaled} of {of} over {REFERENCE_BATCH}"
     picks.pick("optimizer.lr", _digits(rates[part] * scale), reason)
     by_stages = part in ("network", "transformer") and method in _STAGEWISE
-    if facts.new_head and by_stages and not picks.given("optimizer.lr"):
+    if facts.new_head and by_stages and _trains_head(picks, method):
         picks.pick("tune.groups", (f"head.lr={NEW_HEAD}",), "the head is new, the network is not")
 
 
 _STAGEWISE = ("full", "partial", "surgical", "gradual", "lpft")
+
+
+def _trains_head(picks: _Picks, method: str) -> bool:
+    return method != "surgical" or "head" in picks.value("tune.train_stages")
 
 
 def _input(facts: Facts, picks: _Picks) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from tlx.data.source import Examples
+from tlx.data.source import Examples, Splits
 from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, values, with_values
@@ -21,18 +21,20 @@ from tlx.tuning.auto import SMALL_INPUT, SMALL_PICTURE, Facts
 LOOKED_AT = 25  # training pictures, evenly spaced, whose sizes are looked at
 
 
-def facts(examples: Examples, source: Source, *, multiple: int = 1) -> Facts:
-    """Returns the facts of a training split and of a model with its weights.
+def facts(splits: Splits, source: Source, *, multiple: int = 1) -> Facts:
+    """Returns the facts of the training data and of a model with its weights.
 
     Args:
-      examples: of training; some pictures are decoded.
+      splits: with one of training; some of its pictures are decoded.
       source: the model's values, fitted to the config.
       multiple: what a batch must be a multiple of.
 
     Raises:
       InputError: a broken picture.
     """
-    model, found, labels = source.model, source.leaves, examples.labels
+    assert splits.train is not None
+    examples, model, found = splits.train, source.model, source.leaves
+    labels = examples.labels
     fresh = source.loaded.fresh if source.loaded else ()
     attention = any(".attention." in path for path in found)
     picture = picture_size(examples)
@@ -52,7 +54,9 @@ def facts(examples: Examples, source: Source, *, multiple: int = 1) -> Facts:
         pretrained=source.loaded is not None,
         fresh_stages=tuple(stage for stage in model.stages if stage in changed),
         new_head=source.loaded is None or any(is_within(p, model.classifiers) for p in fresh),
+        numbered=splits.numbered,
         multiple=multiple,
+        adapters=source.trained.files.method if source.trained else "",
     )
 
 

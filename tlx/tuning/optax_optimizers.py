@@ -54,8 +54,6 @@ OWN_ARGUMENTS = frozenset(
 _DEFAULTS: dict[str, dict[str, Any]] = {"sgd": {"momentum": 0.9}}
 _L2 = frozenset(("sgd", "optimistic_gradient_descent", "rmsprop", "adagrad"))
 _DECOUPLED_BEHIND = frozenset(("adafactor", "muon"))
-# These read the schedule at a count of their own, which begins when they do.
-OWN_STEPS = ("prodigy", "dadapt_adamw", "madgrad")
 # These estimate one step size from all values of a group, which two instances would not share.
 _ONE_ESTIMATE = frozenset(("prodigy", "dadapt_adamw"))
 

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 
 import optax
 
-from tlx.config import Config, duration
+from tlx.config import OWN_STEPS, Config, duration
 from tlx.errors import InputError
 from tlx.tuning.average import Average
-from tlx.tuning.optax_optimizers import OWN_STEPS
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import parse
