@@ -53,6 +53,9 @@ class Position:
     base: str = ""  # hash of the frozen values
     source: str = ""  # hash of the values that regularizers hold on to; "": they need none
     seconds: float = 0.0  # spent training, over all starts
+    undone: str = (
+        ""  # what is left to do at this step: ESTIMATE, or VALIDATION, which needs it; "": nothing
+    )
 
 
 class _Keep(checkpoint_managers.PreservationPolicy):
@@ -189,7 +192,7 @@ class Checkpoints:
           state_of: as for `restore`.
           which: "last", "best": that of the best validation metric, else the last, or a step.
 
-        Returns, raises: as `restore`; in place of a step no other is read.
+        Returns, raises: as `restore`; in place of a step no other is read, and the error names it.
         """
 
         def read(step: int) -> tuple[Values, Position]:
@@ -208,14 +211,12 @@ class Checkpoints:
                 values = evaluation_values(optimizer, values)
             return {**values, **found.get("estimated", {})}, position
 
-        steps = [which] if isinstance(which, int) else self.steps()[::-1]
-        newest = self._first_intact(steps, read)
-        if (
-            isinstance(which, int)
-            or newest is None
-            or which == "last"
-            or newest[1].best_step in (-1, newest[1].step)
-        ):
+        if isinstance(which, int):
+            return *self._exactly(which, read), []
+        newest = self._first_intact(self.steps()[::-1], read)
+        if newest is None:
+            return None
+        if which == "last" or newest[1].best_step in (-1, newest[1].step):
             return newest
         values, position, problems = newest
         try:
@@ -246,6 +247,18 @@ class Checkpoints:
                 "; ".join(problems) + "; no intact checkpoint is left: use another workdir"
             )
         return None
+
+    def _exactly(
+        self, step: int, read: Callable[[int], tuple[Any, Position]]
+    ) -> tuple[Any, Position]:
+        try:
+            return read(step)
+        except _DAMAGE as error:
+            others = [str(other) for other in self.steps() if other != step]
+            raise InputError(
+                f"{self._damaged(step, error)}, and no other is read in its place "
+                f"(there are steps: {', '.join(others) or 'none'})"
+            ) from error
 
     def _damaged(self, step: int, error: Exception) -> str:
         reason = " ".join(str(error).split())[:200]
