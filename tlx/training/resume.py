@@ -18,7 +18,7 @@ from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
-from tlx.training.state import TrainState, create_state
+from tlx.training.state import TrainState, create_state, initial_optimizer
 from tlx.tuning.average import parse_average
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, pull_of
@@ -175,8 +175,9 @@ def _state_shapes(
     sharding: NamedSharding,
 ) -> TrainState:
     trainable = _shapes(found, plan.trainable, sharding)
+    statistics = _shapes(found, plan.statistics, sharding)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(optimizer.init, trainable),
+        jax.eval_shape(initial_optimizer(optimizer), trainable, statistics),
     )
-    return TrainState(trainable, _shapes(found, plan.statistics, sharding), state)
+    return TrainState(trainable, statistics, state)

@@ -20,6 +20,7 @@ from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
+from tlx.tuning.average import averages_statistics
 from tlx.tuning.penalties import Penalties, need_outputs
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import Regularizer
@@ -153,6 +154,8 @@ def make_train_step(
             terms = {name: term.sum() for name, term in terms.items()}
             logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
         further = {"source": source} if "init" in terms else {}
+        if averages_statistics(state.optimizer):
+            further["statistics"] = statistics
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.trainable, **further
         )
