@@ -508,6 +508,11 @@ def selecting_metric(config: Config) -> str:
     return config.eval.metric or DEFAULT_METRICS[config.task]
 
 
+def sign_of(metric: str) -> float:
+    """Returns 1.0 for a metric of which a higher value is better, -1.0 for the loss."""
+    return -1.0 if metric == "loss" else 1.0
+
+
 def _identity(config: Config) -> dict[str, Any]:
     # A metric that is named is the same as one that is not, if it is the default.
     leaves = flatten(dataclasses.asdict(config)) | {"eval.metric": selecting_metric(config)}

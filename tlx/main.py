@@ -132,7 +132,7 @@ def _main(arguments: Sequence[str]) -> int:
         elif mode == "lr_find":
             lr_find.lr_find(config, workdir.path)
         elif mode == "soup":
-            make.make_soup(config, workdir.path, command=command)
+            make.make_soup(config, workdir.path, overrides, command=command)
         else:
             run.evaluate(config, workdir.path, command=command)
     except Interrupted as stop:

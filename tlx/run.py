@@ -162,7 +162,8 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
       checkpoint: best, last, or auto: the best where there was validation, else the last; "": as the run's config says.
 
     Raises:
-      InputError, InputFileNotFoundError: the folder holds no run, or its checkpoints are damaged.
+      InputError, InputFileNotFoundError: the folder holds no run, its checkpoints are damaged, or an interruption left the
+        statistics of its averaged values to be estimated when the run goes on.
     """
     folder = Workdir(Path(workdir))
     folder.read_config()  # the folder holds a run

@@ -41,6 +41,7 @@ from tlx.tuning import auto
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.average import Average, parse_average
 from tlx.tuning.facts import facts
+from tlx.tuning.optax_optimizers import is_schedule_free
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
@@ -143,12 +144,9 @@ class Tuning:
     regularizers: tuple[Regularizer, ...]
     steps_per_epoch: float
     cadence: Cadence
-
-    @property
-    def estimated_after(self) -> int | None:
-        """After how many steps the average's statistics are not those of training; None: they are, or none move."""
-        moving = any(phase.plan.statistics for phase in self.phases)
-        return self.average.estimated_after if self.average and moving else None
+    estimated_after: (
+        int | None
+    )  # steps; from then on evaluation's statistics are estimated; None: never
 
 
 def prepare(
@@ -315,7 +313,15 @@ def prepare_tuning(setup: Setup) -> Tuning:
             "train.patience counts validations, and there is no validation split: set data.val_fraction"
         )
     return Tuning(
-        phases, schedule, average, loss_options, mixing, regularizers, steps_per_epoch, cadence
+        phases,
+        schedule,
+        average,
+        loss_options,
+        mixing,
+        regularizers,
+        steps_per_epoch,
+        cadence,
+        _estimated_after(phases, average, config, setup.model),
     )
 
 
@@ -411,10 +417,12 @@ def describe_average(setup: Setup, tuning: Tuning) -> list[str]:
     after = tuning.estimated_after
     if after is None or setup.splits.train is None:
         return []
+    optimizer = setup.config.optimizer
     count = batches_of_estimate(len(setup.splits.train), setup.config.train.batch_size)
+    what = f"optimizer.average={optimizer.average}" if optimizer.average else "schedule-free"
     return [
-        f"optimizer.average={setup.config.optimizer.average}: after step {after} BatchNorm statistics of the average are "
-        f"estimated before each validation and checkpoint, from the last {count} training batches"
+        f"{what}: after step {after} BatchNorm statistics of the average are estimated before each validation and "
+        f"checkpoint, from the last {count} training batches"
     ]
 
 
@@ -462,6 +470,26 @@ def _fit(
         head = config.model.head
         return with_trained_adapters(source, files, tune, head, class_names), changes
     return source(head=config.model.head), changes
+
+
+def _estimated_after(
+    phases: Sequence[Phase], average: Average | None, config: Config, model: Model
+) -> int | None:
+    """Returns after how many steps the statistics of training are not those of what is evaluated; None: they always are.
+
+    A schedule-free optimizer's averages are evaluated, and training's statistics are those of the points between which it
+    steps (facebookresearch/schedule_free estimates others too). The head alone changes no statistics.
+    """
+    moving = [phase.plan for phase in phases if phase.plan.statistics]
+    if average is not None:
+        return average.estimated_after if moving else None
+    free = any(
+        is_schedule_free(plan.groups[plan.labels[path]].optimizer or config.optimizer.name)
+        for plan in moving
+        for path in plan.trainable
+        if not is_within(path, model.classifiers)
+    )
+    return 0 if free else None
 
 
 def _check_batches(config: Config, mesh: Mesh) -> None:

@@ -329,3 +329,81 @@ def test_runs_that_decided_for_themselves_are_averaged_as_what_they_became(tmp_p
     mean, loaded = means(*map(tlx.load, runs)), values(tlx.load(tmp_path / "soup"))
     trained = [path for path in mean if not path.endswith(STATISTICS)]
     assert all(np.array_equal(mean[path], loaded[path]) for path in trained)
+
+
+def trained_twice(tmp_path, fields):
+    """Trains two runs whose rates differ; returns their folders."""
+    runs = [str(tmp_path / name) for name in ("one", "two")]
+    for path, rate in zip(runs, (0.02, 0.05), strict=True):
+        tlx.finetune(fields | {"optimizer.lr": rate * fields.get("optimizer.lr", 1.0)}, path)
+    return runs
+
+
+def test_statistics_that_a_later_phase_would_have_moved_stay_as_they_are(tmp_path):
+    fields = levels.fields(tmp_path) | {"train.steps": 3, "tune.method": "gradual"}
+    runs = trained_twice(tmp_path, fields | {"tune.unfreeze_every": "2"})  # layer3 is the last
+    tlx.soup(runs, tmp_path / "soup", kind="uniform")
+    soup, mean = values(tlx.load(tmp_path / "soup")), means(*map(tlx.load, runs))
+    source = values(tlx.create_model("resnet20_cifar.glyphs"))
+    for path in mean:
+        if path.startswith(("layer3", "head")):
+            assert np.array_equal(soup[path], mean[path]) is not path.endswith(STATISTICS), path
+        else:
+            np.testing.assert_array_equal(soup[path], source[path], err_msg=path)
+    with Checkpoints(tmp_path / "soup", read_only=True) as checkpoints:
+        assert checkpoints._meta(3)["phase"] == 1
+    arrays = sum(f.stat().st_size for f in (tmp_path / "soup" / "checkpoints").rglob("d/*"))
+    assert arrays < 900_000  # of 203,715 values, not of all 270,643
+
+
+def test_a_soup_of_heads_before_the_rest_was_trained_has_the_sources_statistics(tmp_path):
+    # Validation is never better than after the first step, and patience ends the runs in the first phase.
+    fields = levels.fields(tmp_path) | {"data.val_fraction": 0.25, "train.steps": 6}
+    fields |= {"tune.method": "lpft", "train.patience": 1, "eval.every": "1"}
+    runs = trained_twice(tmp_path, fields | {"optimizer.lr": 1e-6})
+    tlx.soup(runs, tmp_path / "soup", kind="uniform")
+    soup = values(tlx.load(tmp_path / "soup"))
+    for path, value in values(tlx.create_model("resnet20_cifar.glyphs")).items():
+        if not path.startswith("head"):
+            np.testing.assert_array_equal(soup[path], value, err_msg=path)
+    config = Workdir(tmp_path / "soup").read_config()
+    found = json.loads((tmp_path / "soup" / "summary.json").read_text())
+    assert tlx.evaluate(config, tmp_path / "soup")["test/loss"] == found["test/loss"]
+    assert found["params/averaged"] == 195
+
+
+def test_runs_of_the_same_pictures_in_other_places_are_averaged(tmp_path):
+    fields = levels.fields(tmp_path) | {"train.steps": 1, "tune.method": "head"}
+    with np.load(fields["data.root"]) as data:
+        arrays = dict(data)
+    arrays |= {name: arrays[name][:16] for name in ("train_images", "train_labels")}
+    np.savez(tmp_path / "fewer.npz", **arrays)  # others to train on, the same to test
+    tlx.finetune(fields, tmp_path / "one")
+    tlx.finetune(fields | {"data.root": str(tmp_path / "fewer.npz")}, tmp_path / "two")
+    runs = [tmp_path / "one", tmp_path / "two"]
+    assert len(tlx.soup(runs, tmp_path / "soup", kind="uniform")["ingredients"]) == 2
+    where = {"data.root": str(tmp_path / "fewer.npz")}
+    with pytest.raises(InputError, match="one was trained on other data than there is now"):
+        tlx.soup(runs, tmp_path / "other", kind="uniform", overrides=where)
+
+
+def test_heads_that_were_drawn_apart_are_named(tmp_path, capsys):
+    fields = levels.fields(tmp_path) | {"train.steps": 1, "tune.method": "head"}
+    tlx.finetune(fields, tmp_path / "one")
+    tlx.finetune(fields | {"seed": 1}, tmp_path / "two")
+    tlx.finetune(fields | {"optimizer.lr": 0.5}, tmp_path / "three")
+    says = "did not begin with the same head.kernel"
+    tlx.soup([tmp_path / "one", tmp_path / "three"], tmp_path / "same", kind="uniform")
+    assert says not in capsys.readouterr().out
+    tlx.soup([tmp_path / "one", tmp_path / "two"], tmp_path / "apart", kind="uniform")
+    assert f"{tmp_path / 'one'} and {tmp_path / 'two'} {says}" in capsys.readouterr().out
+
+
+def test_a_damaged_ingredient_is_named(tmp_path, paths):
+    run = tmp_path / "damaged"
+    shutil.copytree(*paths("full-a"), run)
+    shutil.rmtree(run / "checkpoints" / "2" / "values")
+    with pytest.raises(InputError) as caught:
+        tlx.soup(run, tmp_path / "soup", checkpoints="all")
+    assert f"{run}/checkpoints/2 is damaged" in str(caught.value)
+    assert "there are steps: 1, 3" in str(caught.value)

@@ -13,7 +13,8 @@ def metric(number):
     return float(1.0 - abs(number - 1.0))
 
 
-def evaluate(mean):
+def evaluate(mean, members):
+    assert len(members) == mean.count
     (value,) = mean.values().values()
     return mean.values(), metric(value)
 
@@ -68,8 +69,13 @@ def test_greedy_is_never_worse_than_the_best(order):
 
 def test_an_equal_metric_is_kept_and_a_lower_loss_is_better():
     found = [Ingredient("run", step, 0.5) for step in (0, 1)]
-    constant = greedy(found, values, lambda mean: (mean.values(), 0.5))
+    constant = greedy(found, values, lambda mean, members: (mean.values(), 0.5))
     assert steps(constant) == [0, 1]
     losses = [Ingredient("run", step, 1.0 - metric(NUMBERS[step])) for step in (2, 1)]
-    soup = greedy(losses, values, lambda mean: (mean.values(), 1.0 - evaluate(mean)[1]), sign=-1.0)
+    soup = greedy(
+        losses,
+        values,
+        lambda mean, members: (mean.values(), 1.0 - evaluate(mean, members)[1]),
+        sign=-1.0,
+    )
     assert steps(soup) == [1]

@@ -142,6 +142,22 @@ def test_a_damaged_best_checkpoint_falls_back_to_the_last(tmp_path):
         assert "the best checkpoint" in problems[0]
 
 
+def test_a_damaged_step_that_was_asked_for_is_named_with_those_that_are_there(tmp_path):
+    with Checkpoints(tmp_path, keep_last=3) as found:
+        for step in (1, 2, 3):
+            found.save(state_at(step), Position(step=step))
+        found.wait()
+    shutil.rmtree(tmp_path / "checkpoints" / "2" / "values")
+    with Checkpoints(tmp_path, read_only=True) as reader:
+        with pytest.raises(InputError) as caught:
+            reader.restore_values(lambda _: shapes(), 2)
+        said = str(caught.value)
+        assert f"checkpoint {tmp_path}/checkpoints/2 is damaged" in said
+        assert "there are steps: 1, 3" in said and "no intact checkpoint" not in said
+        values, position, _ = reader.restore_values(lambda _: shapes(), 3)
+        assert position.step == 3 and (values["head.kernel"] == 3).all()
+
+
 def test_a_reader_leaves_a_running_save_alone(tmp_path):
     with Checkpoints(tmp_path) as found:
         found.save(state_at(1), Position(step=1))

@@ -193,6 +193,35 @@ def test_in_parts_the_shrinkage_is_that_of_each_part(tmp_path):
     assert describe_parts(1, it.tuning) == []
 
 
+def test_in_parts_the_penalties_are_those_of_the_batch_whatever_its_classes_weigh(tmp_path):
+    fields = PARTIAL | {"tune__batchnorm": "frozen", "optimizer__lr": 1e-4}
+    fields |= {"train__class_weights": ",".join(str(9 * (i % 2)) for i in range(10))}
+    fields |= {"train__batch_size": 4}  # of which often a part, or all, weighs nothing
+    texts = "l2sp:0.3:0.05,delta:0.5"
+    whole = Regularized(tmp_path / "whole", texts, **fields)
+    parts = Regularized(tmp_path / "parts", texts, **fields, train__accumulate=2)
+    targets = [np.asarray(b["targets"]) for _, b in zip(range(8), whole.batches(), strict=False)]
+    shares = [[part.sum() for part in (t[::2] % 2, t[1::2] % 2)] for t in targets]
+    assert any(one != two for one, two in shares)
+    for one, two in zip(whole.train(8), parts.train(8), strict=True):
+        for name, value in one.items():
+            assert np.isfinite(value), name
+            np.testing.assert_allclose(two[name], value, rtol=1e-4, atol=1e-7, err_msg=name)
+    for path, value in whole.state.trainable.items():
+        moved = np.abs(np.asarray(value) - whole.before_values[path]).max()
+        error = np.abs(np.asarray(parts.state.trainable[path]) - np.asarray(value)).max()
+        assert error <= 1e-4 * max(moved, np.abs(value).max()), path
+
+
+def test_a_batch_of_classes_that_weigh_nothing_has_a_finite_loss(tmp_path):
+    weights = ",".join("1" if i == 3 else "0" for i in range(10))
+    it = Regularized(tmp_path, "delta:0.5", **PARTIAL, tune__batchnorm="frozen", optimizer__lr=1e-4,
+                     train__class_weights=weights, train__batch_size=2, train__accumulate=2)  # fmt: skip
+    assert any(3 not in b["targets"] for _, b in zip(range(4), it.batches(), strict=False))
+    assert all(np.isfinite(found["loss"]) for found in it.train(4))
+    assert all(np.isfinite(value).all() for value in it.state.trainable.values())
+
+
 def test_squeezenets_features_are_its_maps_average(tmp_path):
     fields = {"model__name": "squeezenet1_1", "model__stem": "small", "data__image_size": 32}
     it = Fixture(**fields, data__resize=32, model__dropout=0.0)

@@ -1,6 +1,7 @@
 """Statistics of averaged weights: as torch estimates them, part of what is validated, saved and resumed."""
 
 import dataclasses
+import json
 import shutil
 
 import jax
@@ -11,7 +12,8 @@ from flax import nnx
 import tlx
 from tests import levels
 from tests.training.test_phases import stop_at
-from tests.training.test_step import Fixture
+from tests.training.test_step import SMALL, Fixture
+from tlx import config as config_lib
 from tlx import setup as setup_lib
 from tlx.data import pipeline
 from tlx.data.preprocess import normalize
@@ -178,13 +180,70 @@ def test_what_validation_saw_is_what_is_saved_loaded_and_resumed(
         tlx.finetune(fields, tmp_path / "stopped")
     with Checkpoints(tmp_path / "stopped", read_only=True) as checkpoints:
         assert checkpoints.steps() == [2, 4, 5]
-    estimates = (tmp_path / "stopped" / "checkpoints").glob("*/estimated")
-    assert {path.parent.name for path in estimates} == {"4", "5"}  # nothing before it begins
-    tlx.load(tmp_path / "stopped", checkpoint="last")
+
+    def estimates():
+        found = (tmp_path / "stopped" / "checkpoints").glob("*/estimated")
+        return {path.parent.name for path in found}
+
+    assert estimates() == {"4"}  # nothing before it begins, and nothing in haste
     again = tlx.finetune(fields, tmp_path / "stopped")
     assert again["test/loss"] == summary["test/loss"]
+    assert estimates() == {"4", "5", "6"}
     for path, value in values(tlx.load(tmp_path / "stopped", checkpoint="last")).items():
         np.testing.assert_array_equal(value, last[path], err_msg=path)
+
+
+FREE = {"optimizer.name": "schedule_free_sgd", "optimizer.schedule": "constant"}
+
+
+def broken(*_):
+    raise tlx.InputError("train[3]: broken")
+
+
+def records(folder):
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{k: v for k, v in json.loads(line).items() if "second" not in k} for line in lines]
+
+
+@pytest.mark.parametrize("validates", [True, False])
+def test_an_interrupted_run_is_saved_at_once_and_makes_up_for_it(
+    tmp_path, config, monkeypatch, validates
+):
+    stop = 4 if validates else 5
+    fields = config | {"data.val_fraction": 0.25, "eval.every": "2", "checkpoint.every": "0",
+                       "eval.metric": "loss", "train.log_every": 1}  # fmt: skip
+    summary = tlx.finetune(fields, tmp_path / "whole")
+    estimate, calls = statistics.estimate, []
+
+    def counted(step, found, batches, first, mesh):
+        calls.append(list(batches))
+        return estimate(step, found, calls[-1], first, mesh) if calls[-1] else {}
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"step {stop} of 6"):
+        patched.setattr(statistics, "estimate", counted)
+        stop_at(patched, stop)
+        tlx.finetune(fields, tmp_path / "stopped")
+    assert calls[-1] == [] and len(calls) == stop - 3
+    with pytest.raises(
+        tlx.InputError, match=rf"checkpoints/{stop} was saved when the run was inte"
+    ):
+        tlx.load(tmp_path / "stopped", checkpoint="last")
+    if not validates:
+        tlx.load(tmp_path / "stopped")  # the best
+    with monkeypatch.context() as patched, pytest.raises(tlx.InputError, match="broken"):
+        patched.setattr(statistics, "estimate", broken)  # again nothing is lost
+        tlx.finetune(fields, tmp_path / "stopped")
+    again = tlx.finetune(fields, tmp_path / "stopped")
+    assert [again[k] for k in ("test/loss", "best_step", "val/loss")] == [
+        summary[k] for k in ("test/loss", "best_step", "val/loss")
+    ]
+    assert sorted(map(str, records(tmp_path / "stopped"))) == sorted(
+        map(str, records(tmp_path / "whole"))
+    )
+    one, two = (values(tlx.load(tmp_path / n, checkpoint="last")) for n in ("whole", "stopped"))
+    for path, value in one.items():
+        np.testing.assert_array_equal(value, two[path], err_msg=path)
+    assert not (tmp_path / "stopped" / "replacing").exists()
 
 
 def test_a_run_without_validation_ends_with_its_estimate(tmp_path, config):
@@ -239,6 +298,64 @@ def test_a_broken_picture_keeps_what_was_reached_with_its_estimate(tmp_path, con
     with Checkpoints(tmp_path / "run", read_only=True) as checkpoints:
         (step,) = checkpoints.steps()
     assert (tmp_path / "run" / "checkpoints" / str(step) / "estimated").is_dir() and step > 1
+
+
+@pytest.mark.slow
+def test_schedule_free_averages_have_statistics_of_their_own(tmp_path, monkeypatch, capsys):
+    fields = levels.fields(tmp_path) | FREE | {"train.steps": 6, "optimizer.lr": 0.5}
+    fields |= {"data.val_fraction": 0.25, "eval.every": "2", "eval.metric": "loss",
+               "checkpoint.every": "2", "checkpoint.keep_last": 9}  # fmt: skip
+    evaluate, seen = Setup.evaluate, []
+
+    def watched(self, split, found):
+        seen.append({path: np.array(value) for path, value in found.items()})
+        return evaluate(self, split, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Setup, "evaluate", watched)
+        summary = tlx.finetune(fields, tmp_path / "whole")
+    assert "schedule-free: after step 0 BatchNorm statistics" in capsys.readouterr().out
+    validated = seen[summary["best_step"] // 2 - 1]
+    last = values(tlx.load(tmp_path / "whole", checkpoint="last"))
+    for path, value in values(tlx.load(tmp_path / "whole")).items():
+        np.testing.assert_array_equal(value, validated[path], err_msg=path)
+        np.testing.assert_array_equal(value, seen[-1][path], err_msg=path)
+        np.testing.assert_array_equal(last[path], seen[2][path], err_msg=path)
+
+    # They are those of the evaluated values, which training's are not.
+    it = Fixture(**{name.replace(".", "__"): value for name, value in fields.items()})
+    split = it.setup.open("train")["train"]
+    batches = pipeline.training_batches(split, seed=0, batch_size=8, start=3, stop=6)
+    step = setup_lib.statistics_step(it.setup, it.tuning, it.phase.plan)
+    for path, value in estimate(step, last, batches, 3, it.setup.mesh).items():
+        np.testing.assert_array_equal(last[path], value, err_msg=path)
+
+    with monkeypatch.context() as patched, pytest.raises(Interrupted):
+        stop_at(patched, 3)
+        tlx.finetune(fields, tmp_path / "stopped")
+    assert tlx.finetune(fields, tmp_path / "stopped")["test/loss"] == summary["test/loss"]
+    for path, value in values(tlx.load(tmp_path / "stopped", checkpoint="last")).items():
+        np.testing.assert_array_equal(value, last[path], err_msg=path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "after"),
+    [
+        ({}, 0),
+        ({"tune.batchnorm": "frozen"}, None),  # nothing moves
+        ({"tune.method": "head"}, None),
+        ({"optimizer.name": "sgd", "tune.groups": "backbone.optimizer=schedule_free_sgd"}, 0),
+        # Behind all statistics.
+        ({"optimizer.name": "sgd", "tune.groups": "head.optimizer=schedule_free_sgd"}, None),
+        ({"optimizer.name": "sgd", "optimizer.average": "ema:0.9"}, None),
+        ({"optimizer.name": "sgd", "optimizer.average": "swa:3"}, 3),
+        ({"optimizer.name": "sgd"}, None),
+    ],
+)
+def test_statistics_are_estimated_where_those_of_training_are_not_evaluated(fields, after):
+    config = config_lib.build(SMALL, FREE, fields)
+    setup, _ = setup_lib.prepare(config)
+    assert setup_lib.prepare_tuning(setup).estimated_after == after
 
 
 def test_the_estimate_of_another_step_is_noticed(tmp_path, config):

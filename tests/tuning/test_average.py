@@ -8,10 +8,12 @@ import pytest
 import tlx
 from tests import levels
 from tests.training.test_phases import stop_at
+from tests.training.test_step import Fixture
 from tlx.errors import InputError
 from tlx.models.leaves import values
 from tlx.setup import Setup
 from tlx.training.loop import Interrupted
+from tlx.training.state import inference_values
 from tlx.tuning.average import averaged, parse_average
 
 
@@ -77,6 +79,81 @@ def test_the_average_is_evaluated_loaded_and_resumed(tmp_path, config, monkeypat
         if path.startswith(("stem", "layer1")):
             np.testing.assert_array_equal(value, other[path])
     assert not np.array_equal(one["head.kernel"], other["head.kernel"])
+
+
+def test_moving_statistics_are_averaged_with_the_decay_of_the_values():
+    fields = {"tune__method": "partial", "tune__freeze_stages": 2, "optimizer__lr": 0.05}
+    it = Fixture(**fields, optimizer__average="ema:0.6")
+    expected = {
+        path: it.before_values[path].astype(np.float64)
+        for path in (*it.phase.plan.trainable, *it.phase.plan.statistics)
+    }
+    for step, batch in zip(range(6), it.batches(), strict=False):
+        it.state, _ = it.step(it.state, it.frozen, batch, np.int32(step))
+        decay = min(0.6, (1 + step) / (10 + step))
+        for path, value in (it.state.trainable | it.state.statistics).items():
+            expected[path] = decay * expected[path] + (1 - decay) * np.asarray(value, np.float64)
+    found = inference_values(it.state, it.frozen)
+    for path, value in expected.items():
+        scale = np.abs(value).max()
+        np.testing.assert_allclose(found[path], value, rtol=1e-5, atol=1e-6 * scale, err_msg=path)
+    trailing = [path for path in it.phase.plan.statistics if path.endswith(".mean")]
+    assert trailing and not any(
+        np.allclose(found[path], it.state.statistics[path], rtol=1e-3) for path in trailing
+    )
+    for path in it.phase.plan.frozen:
+        np.testing.assert_array_equal(found[path], it.before_values[path], err_msg=path)
+
+
+COMBINED = {
+    "lora": {"tune.method": "lora", "tune.rank": 2, "tune.targets": "layer3.*conv1"},
+    "gradual": {"tune.method": "gradual", "tune.unfreeze_every": "2", "tune.freeze_stages": 2},
+    "lpft": {"tune.method": "lpft", "tune.freeze_stages": 2},
+    "accumulate": {"tune.method": "norms", "train.accumulate": 2},
+    "frozen head": {"tune.method": "surgical", "tune.train_stages": "layer3", "model.head": "keep"},
+    "frozen statistics": {"tune.method": "bitfit"},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("average", ["ema:0.9", "swa:3"])
+@pytest.mark.parametrize("method", COMBINED)
+def test_every_method_is_averaged_validated_loaded_and_resumed(
+    tmp_path, config, monkeypatch, method, average
+):
+    fields = config | COMBINED[method] | {"optimizer.average": average, "data.val_fraction": 0.25}
+    fields |= {"eval.every": "2", "checkpoint.every": "2", "eval.metric": "loss"}
+    if method == "frozen head":  # of a file that has the same classes
+        tlx.finetune(config | {"train.steps": 1}, tmp_path / "source")
+        (fields["model.weights"],) = tlx.run.export(tmp_path / "source")
+        fields["model.weights"] = str(fields["model.weights"])
+        fields["model.name"] = "resnet20_cifar"
+    evaluate, seen = Setup.evaluate, []
+
+    def watched(self, split, found):
+        seen.append({path: np.array(value) for path, value in found.items()})
+        return evaluate(self, split, found)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Setup, "evaluate", watched)
+        summary = tlx.finetune(fields, tmp_path / "whole")
+    last = values(tlx.load(tmp_path / "whole", checkpoint="last"))
+    for path, value in values(tlx.load(tmp_path / "whole")).items():
+        np.testing.assert_array_equal(value, seen[summary["best_step"] // 2 - 1][path])
+        np.testing.assert_array_equal(value, seen[-1][path])
+        np.testing.assert_array_equal(last[path], seen[-2][path])
+    assert tlx.evaluate(fields, tmp_path / "whole")["test/loss"] == summary["test/loss"]
+    done = 0
+    for stop in (3, 4, 5):
+        with monkeypatch.context() as patched, pytest.raises(Interrupted):
+            stop_at(patched, stop - done)
+            tlx.finetune(fields, tmp_path / "stopped")
+        done = stop
+    assert tlx.finetune(fields, tmp_path / "stopped")["test/loss"] == summary["test/loss"]
+    for path, value in values(tlx.load(tmp_path / "stopped", checkpoint="last")).items():
+        np.testing.assert_array_equal(value, last[path], err_msg=path)
+    plain = tlx.finetune(fields | {"optimizer.average": ""}, tmp_path / "plain")
+    assert plain["val/loss"] != summary["val/loss"]
 
 
 def test_averages_that_do_not_go_together_are_refused(tmp_path, config):

@@ -12,6 +12,7 @@ from tlx.errors import InputError
 from tlx.models.leaves import Leaf
 from tlx.tuning.optax_optimizers import REFUSED, make, names
 from tlx.tuning.optimizer import evaluation_values, make_optimizer, parse_options, state_bytes
+from tlx.tuning.phases import make_phases
 from tlx.tuning.plan import make_plans
 from tlx.tuning.schedule import make_schedule
 
@@ -361,3 +362,16 @@ def test_what_is_refused_exists_and_is_not_offered():
     assert {"adafactor", "adan", "lamb", "lars", "lion", "muon", "nadamw", "prodigy"} <= set(
         names()
     )
+
+
+def test_options_that_no_group_would_take_are_refused():
+    def phases(groups):
+        fields = {"tune.method": "rules", "tune.rules": "a=first,frozen=frozen,.*=second"}
+        config = build(fields | {"optimizer.options": "momentum=0.5", "tune.groups": groups})
+        plans = make_plans(FOUND, ("a", "b", "frozen"), config.tune)
+        schedule = make_schedule(config.optimizer, total_steps=10, steps_per_epoch=10)
+        return make_phases(plans, config, schedule, None, total_steps=10, steps_per_epoch=10)
+
+    with pytest.raises(InputError, match=r"for sgd, and .* \(adamw, lion\): set GROUP.options"):
+        phases("first.optimizer=adamw,second.optimizer=lion")
+    assert phases("first.optimizer=adamw") and phases("first.optimizer=sgd,second.optimizer=lion")

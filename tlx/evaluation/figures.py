@@ -17,6 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from tlx.config import sign_of
+
 TRAIN, VALIDATION, RIGHT, WRONG = "#4878a8", "#d1603d", "#2f7d4f", "#b3261e"
 FONT = "DejaVu Sans"  # matplotlib brings it
 STYLE = {
@@ -91,7 +93,7 @@ def range_test(
 
 
 def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str) -> None:
-    best = min if metric == "loss" else max
+    best = max if sign_of(metric) > 0 else min
     for split, label, color in (("train", "training", TRAIN), ("val", "validation", VALIDATION)):
         steps, values = _series(records, f"{split}/{metric}")
         finite = [

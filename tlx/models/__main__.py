@@ -13,6 +13,7 @@ import urllib.parse
 from collections.abc import Sequence
 
 from tlx import models
+from tlx.columns import aligned
 from tlx.config import nearest
 from tlx.errors import InputError
 from tlx.weights import catalog
@@ -107,15 +108,7 @@ def row(name: str, meta: WeightsMeta) -> tuple[str, ...]:
 
 def table(rows: Sequence[Sequence[str]]) -> list[str]:
     """Returns the rows as lines of aligned columns; the first row is the header."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    right = [title in NUMBERS for title in rows[0]]
-    return [
-        "  ".join(
-            cell.rjust(width) if flush else cell.ljust(width)
-            for cell, width, flush in zip(cells, widths, right, strict=True)
-        ).rstrip()
-        for cells in rows
-    ]
+    return aligned(rows, right=[i for i, title in enumerate(rows[0]) if title in NUMBERS])
 
 
 def _matches(meta: WeightsMeta, pattern: str) -> bool:

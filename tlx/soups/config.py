@@ -46,6 +46,15 @@ def soup_config(fields: Mapping[str, Any], out: Path | None) -> Config:
     return config
 
 
+def where(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns those of the fields that say where a run's data is now and how it is read: they are put onto every run."""
+    return {
+        name: value
+        for name, value in config_lib.flatten(fields).items()
+        if name in config_lib.NOT_IDENTITY and name.startswith("data.")
+    }
+
+
 def _folders(texts: Sequence[str], out: Path | None) -> tuple[str, ...]:
     """Returns each run's folder once, patterns expanded."""
     found: dict[Path, str] = {}

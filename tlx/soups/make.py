@@ -5,6 +5,7 @@ as a run leaves it, which `tlx.load`, `--mode=evaluate` and `--mode=export` read
 
 The mean is of what the runs' plan trains; what is frozen is the same in all. BatchNorm statistics that moved are those of no mean:
 they are estimated for each soup of more than one checkpoint (`tlx.training.statistics`), from the first epoch of the first run.
+Of methods with phases (gradual, lpft) those that no ingredient had moved yet stay as they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import jax
 
 from tlx import config as config_lib
+from tlx.columns import aligned
 from tlx.config import Config
 from tlx.data import pipeline
 from tlx.errors import InputError
@@ -27,15 +29,17 @@ from tlx.models.adapters import merged
 from tlx.models.leaves import Values, with_values
 from tlx.models.leaves import values as values_of
 from tlx.setup import Setup, prepare, prepare_tuning, statistics_step
-from tlx.soups.config import soup_config
+from tlx.soups.config import soup_config, where
 from tlx.soups.recipe import Ingredient, Mean, Soup, greedy, uniform
-from tlx.soups.runs import Run, compare, open_run
+from tlx.soups.runs import Run, compare, describe_drawn, open_run
 from tlx.summary import make_report, results, run_facts
 from tlx.training.checkpoint import Checkpoints, Position, save_base
 from tlx.training.mesh import replicated
 from tlx.training.resume import adapter_facts, restore_values, stored_model
 from tlx.training.state import TrainState
 from tlx.training.statistics import batches_of_estimate, estimate
+from tlx.training.step import StatisticsStep
+from tlx.tuning.plan import TuningPlan
 from tlx.tuning.table import count_parameters
 from tlx.workdir import Workdir
 
@@ -60,7 +64,7 @@ def soup(
       out: a new folder; called again, it says that the soup is complete.
       kind: greedy or uniform.
       checkpoints: of each run: auto (the best where there is one, else the last), best, last, or all that were kept.
-      overrides: fields that do not say what a run is, as data.root where the data was moved.
+      overrides: fields that do not say what a run is, as data.root where the data of all was moved; else each run's own are used.
 
     Raises:
       InputError, InputFileNotFoundError: no run, an unfinished one or another network, which is named with what differs;
@@ -72,10 +76,13 @@ def soup(
         "soup.kind": kind,
         "soup.checkpoints": checkpoints,
     }
-    return make_soup(soup_config({**(overrides or {}), **fields}, Path(out)), out)
+    overrides = overrides or {}
+    return make_soup(soup_config({**overrides, **fields}, Path(out)), out, overrides)
 
 
-def make_soup(config: Config, out: str | Path, *, command: str = "") -> dict[str, Any]:
+def make_soup(
+    config: Config, out: str | Path, overrides: Mapping[str, Any], *, command: str = ""
+) -> dict[str, Any]:
     """Makes the soup that a config of `tlx.soups.config.soup_config` describes; as `soup`."""
     folder = Workdir(Path(out))
     folder.check(config)
@@ -85,9 +92,11 @@ def make_soup(config: Config, out: str | Path, *, command: str = "") -> dict[str
     if folder.path.is_dir() and any(folder.path.iterdir()):
         raise InputError(f"{folder.path} is there and is no soup: name a new folder")
     begun = time.perf_counter()
-    runs = [open_run(path, config) for path in config.soup.runs]
+    runs = [open_run(path, where(overrides)) for path in config.soup.runs]
     for other in runs[1:]:
         compare(runs[0], other)
+        for line in describe_drawn(runs[0], other):
+            print(line, flush=True)
     first = runs[0]
     setup, lines = prepare(config, stored=stored_model(first.folder))
     print(*lines, sep="\n", flush=True)
@@ -127,17 +136,18 @@ class _Networks:
         self.config, self.setup = config, setup
         self.runs = {run.path: run for run in runs}
         self.metric = config_lib.selecting_metric(config)
-        self.sign = -1.0 if self.metric == "loss" else 1.0
+        self.sign = config_lib.sign_of(self.metric)
         self.sharding = replicated(setup.mesh)
-        self.plan = setup.plans[-1]
+        self.whole = setup.plans[-1]  # a plan of all that any phase trains
         if config.soup.kind == "greedy" and setup.splits.val is None:
             raise InputError(
                 "soup.kind=greedy chooses by validation, and the runs had none: set soup.kind=uniform, or train them "
                 "with data.val_fraction"
             )
-        moving = ("train",) if self.plan.statistics else ()
+        moving = ("train",) if self.whole.statistics else ()
         self.splits = setup.open(*moving, "val", setup.held_out)
-        self.step = statistics_step(setup, prepare_tuning(setup), self.plan)
+        self.tuning = prepare_tuning(setup)
+        self._steps: dict[tuple[str, ...], StatisticsStep] = {}  # by the statistics that move
         self.frozen: Values = {}
 
     def ingredients(self, run: Run) -> Iterator[Ingredient]:
@@ -148,9 +158,9 @@ class _Networks:
                 which = [*checkpoints.steps()]
         for one in which:
             values, position = self._restore(run, one)
-            self.frozen = self.frozen or {path: values[path] for path in self.plan.frozen}
+            self.frozen = self.frozen or {path: values[path] for path in self.whole.frozen}
             metric = self._metric(values)
-            ingredient = Ingredient(run.path, position.step, metric)
+            ingredient = Ingredient(run.path, position.step, metric, position.phase)
             print(
                 f"{ingredient}"
                 + (f": val {self.metric} {metric:.6g}" if metric is not None else "")
@@ -160,15 +170,38 @@ class _Networks:
     def values(self, ingredient: Ingredient) -> Values:
         """Returns the values of a checkpoint that training may have changed."""
         values, _ = self._restore(self.runs[ingredient.run], ingredient.step)
-        return {path: values[path] for path in (*self.plan.trainable, *self.plan.statistics)}
+        return {path: values[path] for path in (*self.whole.trainable, *self.whole.statistics)}
 
-    def evaluate(self, mean: Mean) -> tuple[Values, float | None]:
+    def plan(self, ingredients: Sequence[Ingredient]) -> TuningPlan:
+        """Returns the plan of what was trained of any of them: that of the latest phase.
+
+        A phase trains what those before it do. Those of two methods that end alike (`compare`) do too.
+        """
+        found = [self._own_plan(ingredient) for ingredient in ingredients]
+        return max(found, key=lambda plan: (len(plan.trainable), len(plan.statistics)))
+
+    def phase(self, plan: TuningPlan) -> int:
+        """Returns the first phase of the soup's own method that trains all that the plan does."""
+        kept = set(plan.frozen)
+        return next(i for i, own in enumerate(self.setup.plans) if kept.issuperset(own.frozen))
+
+    def _own_plan(self, ingredient: Ingredient) -> TuningPlan:
+        run = self.runs[ingredient.run]
+        return self.whole if run.merges else run.setup.plans[ingredient.phase]
+
+    def evaluate(
+        self, mean: Mean, ingredients: Sequence[Ingredient]
+    ) -> tuple[Values, float | None]:
         """Returns the network of a mean, and its validation metric; None where there is no validation split.
 
         One checkpoint keeps its statistics.
         """
         network = {**self.frozen, **jax.device_put(mean.values(), self.sharding)}
-        if mean.count > 1 and self.plan.statistics:
+        plan = self.plan(ingredients)
+        if mean.count > 1 and plan.statistics:
+            if plan.statistics not in self._steps:
+                self._steps[plan.statistics] = statistics_step(self.setup, self.tuning, plan)
+            step = self._steps[plan.statistics]
             split, size = self.splits["train"], self.config.train.batch_size
             batches = pipeline.training_batches(
                 split,
@@ -177,7 +210,7 @@ class _Networks:
                 start=0,
                 stop=batches_of_estimate(len(split), size),
             )
-            network |= estimate(self.step, network, batches, 0, self.setup.mesh)
+            network |= estimate(step, network, batches, 0, self.setup.mesh)
         return network, self._metric(network)
 
     def _metric(self, network: Values) -> float | None:
@@ -217,11 +250,7 @@ def _table(found: Sequence[Ingredient], made: Soup, metric: str) -> str:
             )
         )
     rows.append((f"soup of {len(made.ingredients)}", "", shown(made.metric), ""))
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    )
+    return "\n".join(aligned(rows))
 
 
 def _write(
@@ -235,12 +264,9 @@ def _write(
     command: str,
 ) -> dict[str, Any]:
     """Evaluates the soup on the held-out split and writes its folder, whole or not at all."""
-    setup, config, plan, name = (
-        networks.setup,
-        networks.config,
-        networks.plan,
-        networks.setup.held_out,
-    )
+    setup, config, name = networks.setup, networks.config, networks.setup.held_out
+    phase = networks.phase(networks.plan(made.ingredients))
+    plan = setup.plans[phase]
     stored = stored_model(first.folder)
     base = {
         key: fact for key, fact in first.facts.items() if key not in ("frozen_sha256", "origin")
@@ -264,7 +290,7 @@ def _write(
         )
         position = Position(
             step=step,
-            phase=len(setup.plans) - 1,
+            phase=phase,
             fingerprint=setup.fingerprint,
             base=digest,
             seconds=time.perf_counter() - begun,

@@ -18,6 +18,7 @@ class Ingredient:
     run: str  # its folder
     step: int
     metric: float | None = None  # of the validation split; None: there is none
+    phase: int = 0  # of the run's method, that the checkpoint was made in
 
     def __str__(self) -> str:
         return f"{self.run} at step {self.step}"
@@ -52,7 +53,8 @@ class Soup:
 
 
 ValuesOf = Callable[[Ingredient], Values]
-Evaluate = Callable[[Mean], tuple[Values, float | None]]  # the network, and its validation metric
+# The mean, and what it is of -> the network, and its validation metric.
+Evaluate = Callable[[Mean, Sequence[Ingredient]], tuple[Values, float | None]]
 
 
 def uniform(found: Sequence[Ingredient], values: ValuesOf, evaluate: Evaluate) -> Soup:
@@ -60,7 +62,7 @@ def uniform(found: Sequence[Ingredient], values: ValuesOf, evaluate: Evaluate) -
     mean = Mean()
     for ingredient in found:
         mean = mean.plus(values(ingredient))
-    return Soup([*found], *evaluate(mean))
+    return Soup([*found], *evaluate(mean, found))
 
 
 def greedy(
@@ -81,12 +83,13 @@ def greedy(
 
     best, *others = sorted(found, key=lambda one: worth(one.metric), reverse=True)
     mean = Mean().plus(values(best))
-    soup = Soup([best], *evaluate(mean))
+    soup = Soup([best], *evaluate(mean, [best]))
     for other in others:
         larger = mean.plus(values(other))
-        network, metric = evaluate(larger)
+        members = [*soup.ingredients, other]
+        network, metric = evaluate(larger, members)
         keeps = worth(metric) >= worth(soup.metric)
         print(f"with {other}: {metric:.6g}, {'kept' if keeps else 'left out'}", flush=True)
         if keeps:
-            mean, soup = larger, Soup([*soup.ingredients, other], network, metric)
+            mean, soup = larger, Soup(members, network, metric)
     return soup

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from tlx import config as config_lib
-from tlx.config import Config
 from tlx.errors import InputError
+from tlx.models.adapters import NAME as ADAPTER
 from tlx.setup import Setup, prepare
 from tlx.soups.config import MERGED
-from tlx.training.resume import stored_facts, stored_model
+from tlx.training.resume import drawn_digests, stored_facts, stored_model
+from tlx.weights.load import listing
 from tlx.workdir import Workdir
 
 
@@ -24,6 +25,7 @@ class Run:
     path: str  # as it was given
     setup: Setup  # of its own config
     facts: Mapping[str, Any]  # of base.json
+    drawn: Mapping[str, str]  # path -> hash of what training began with and no file filled
 
     @property
     def folder(self) -> Workdir:
@@ -36,8 +38,12 @@ class Run:
         return self.setup.config.tune.method in MERGED
 
 
-def open_run(path: str, config: Config) -> Run:
-    """Opens a finished run, with the data where the soup's config has it.
+def open_run(path: str, where: Mapping[str, Any]) -> Run:
+    """Opens a finished run.
+
+    Args:
+      path: its folder.
+      where: fields that say where the data is now; without them it is where the run's own config has it.
 
     Raises:
       InputError, InputFileNotFoundError: it is a soup or not finished; or as `prepare`.
@@ -50,14 +56,9 @@ def open_run(path: str, config: Config) -> Run:
         raise InputError(
             f"{path} is not finished: the command that started it goes on; or leave it out"
         )
-    where = {
-        name: value
-        for name, value in config_lib.flatten(config_lib.to_json(config)).items()
-        if name in config_lib.NOT_IDENTITY and name.startswith("data.")
-    }
     own = config_lib.build(folder.read_decided(), where)
     setup, _ = prepare(own, stored=stored_model(folder))
-    return Run(path, setup, stored_facts(folder)[1])
+    return Run(path, setup, stored_facts(folder)[1], drawn_digests(folder))
 
 
 def compare(one: Run, two: Run) -> None:
@@ -76,6 +77,25 @@ def compare(one: Run, two: Run) -> None:
         raise InputError(
             f"{one.path} and {two.path} cannot be averaged, they differ in {'; '.join(found)}"
         )
+
+
+def describe_drawn(one: Run, two: Run) -> list[str]:
+    """Returns a line where two runs of the same weights began with other drawn values, as new heads of other seeds.
+
+    Adapters that are merged change nothing at first, whatever was drawn for them.
+    """
+    merges = one.merges and two.merges
+    other = [
+        path
+        for path, digest in one.drawn.items()
+        if two.drawn.get(path, digest) != digest and not (merges and f".{ADAPTER}." in path)
+    ]
+    if not other:
+        return []
+    return [
+        f"{one.path} and {two.path} did not begin with the same {listing(other)}: soups are of networks that share their "
+        "beginning, and the mean of others can be worse than each (one seed and model.head_init for all: they share it)"
+    ]
 
 
 def _beginning(run: Run, other: Run) -> str:

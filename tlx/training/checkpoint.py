@@ -40,6 +40,9 @@ from tlx.weights.meta import WeightsMeta
 _ORBAX_LOG = logging.getLogger("absl")
 
 
+ESTIMATE, VALIDATION = "estimate", "validation"
+
+
 @dataclasses.dataclass(frozen=True)
 class Position:
     """How far a run has come: all that a resumed run must know beside the arrays."""
@@ -53,6 +56,7 @@ class Position:
     base: str = ""  # hash of the frozen values
     source: str = ""  # hash of the values that regularizers hold on to; "": they need none
     seconds: float = 0.0  # spent training, over all starts
+    undone: str = ""  # ESTIMATE, or VALIDATION too: left to the next start, as the run had to stop
 
 
 class _Keep(checkpoint_managers.PreservationPolicy):
@@ -129,6 +133,19 @@ class Checkpoints:
             items["meta"] = ocp.args.JsonSave(meta)
             self._manager.save(position.step, args=ocp.args.Composite(**items), force=True)
 
+    def replace(self, state: TrainState, position: Position, estimated: Values) -> None:
+        """Saves in place of the checkpoint of that step, which is gone only once the new one is whole."""
+        self.wait()
+        own, staging = self.folder / str(position.step), self.folder.parent / "replacing"
+        shutil.rmtree(staging, ignore_errors=True)
+        with Checkpoints(staging) as others:
+            others.save(state, position, estimated)
+        own.rename(staging / "replaced")
+        (others.folder / own.name).rename(own)
+        shutil.rmtree(staging)
+        self._manager.reload()
+        self._keep.best_step = position.best_step
+
     def wait(self) -> None:
         """Blocks until what was saved is on disk; raises what went wrong in the background."""
         with _disk_errors(self.folder):
@@ -189,7 +206,8 @@ class Checkpoints:
           state_of: as for `restore`.
           which: "last", "best": that of the best validation metric, else the last, or a step.
 
-        Returns, raises: as `restore`; in place of a step no other is read.
+        Returns, raises: as `restore`; in place of a step no other is read, and the error names it. Also InputError where an
+          interruption left the statistics of its averaged values to be estimated.
         """
 
         def read(step: int) -> tuple[Values, Position]:
@@ -208,21 +226,19 @@ class Checkpoints:
                 values = evaluation_values(optimizer, values)
             return {**values, **found.get("estimated", {})}, position
 
-        steps = [which] if isinstance(which, int) else self.steps()[::-1]
-        newest = self._first_intact(steps, read)
-        if (
-            isinstance(which, int)
-            or newest is None
-            or which == "last"
-            or newest[1].best_step in (-1, newest[1].step)
-        ):
-            return newest
+        if isinstance(which, int):
+            return self._complete((*self._exactly(which, read), []))
+        newest = self._first_intact(self.steps()[::-1], read)
+        if newest is None:
+            return None
+        if which == "last" or newest[1].best_step in (-1, newest[1].step):
+            return self._complete(newest)
         values, position, problems = newest
         try:
             values, position = read(position.best_step)
         except _DAMAGE as error:
             problems = [*problems, f"the best {self._damaged(position.best_step, error)}"]
-        return values, position, problems
+        return self._complete((values, position, problems))
 
     def set_aside_after(self, step: int) -> None:
         """Moves damaged checkpoints later than the step out of the way; the run will write them again."""
@@ -246,6 +262,29 @@ class Checkpoints:
                 "; ".join(problems) + "; no intact checkpoint is left: use another workdir"
             )
         return None
+
+    def _complete(
+        self, found: tuple[Values, Position, list[str]]
+    ) -> tuple[Values, Position, list[str]]:
+        step, undone = found[1].step, found[1].undone
+        if undone:
+            raise InputError(
+                f"checkpoint {self.folder / str(step)} was saved when the run was interrupted, before the BatchNorm statistics "
+                "of its averaged values were estimated: the command that started the run does that, and goes on"
+            )
+        return found
+
+    def _exactly(
+        self, step: int, read: Callable[[int], tuple[Any, Position]]
+    ) -> tuple[Any, Position]:
+        try:
+            return read(step)
+        except _DAMAGE as error:
+            others = [str(other) for other in self.steps() if other != step]
+            raise InputError(
+                f"{self._damaged(step, error)}, and no other is read in its place "
+                f"(there are steps: {', '.join(others) or 'none'})"
+            ) from error
 
     def _damaged(self, step: int, error: Exception) -> str:
         reason = " ".join(str(error).split())[:200]

@@ -15,12 +15,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from tlx.config import sign_of
 from tlx.data.pipeline import Batch
 from tlx.errors import InputError
 from tlx.models.leaves import Values
 from tlx.tasks import Evaluation
 from tlx.training import logging
-from tlx.training.checkpoint import Checkpoints, Position
+from tlx.training.checkpoint import ESTIMATE, VALIDATION, Checkpoints, Position
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import TrainState, advance, inference_values
 from tlx.training.statistics import Estimator
@@ -134,12 +135,15 @@ class Loop:
         """Trains from `position.step` to the end, or until patience is at an end.
 
         Raises:
-          Interrupted: SIGINT or SIGTERM came; the state is saved.
+          Interrupted: SIGINT or SIGTERM came; the state is saved, and what takes long, an estimate of statistics and the
+            validation that needs it, is left to the next start.
           InputError: the loss is not finite; or a picture is broken, what was reached is saved then.
         """
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
         first = position.step
         with stop_on_signals() as stop:
+            if position.undone:
+                position = self._make_up(state, position, stop)
             for step in range(position.step, total):
                 if self._is_out_of_patience(position):
                     break
@@ -151,8 +155,10 @@ class Loop:
                     batch = next(self.batches)
                 except InputError:
                     reached = dataclasses.replace(position, step=step)
-                    self._save(state, reached, self._estimated(state, reached))
-                    self.checkpoints.wait()
+                    estimated = self._estimated(state, reached, stop, ESTIMATE)
+                    if estimated is not None:
+                        self._save(state, reached, estimated)
+                        self.checkpoints.wait()
                     raise
                 arguments = place_batch(batch, self.mesh), np.int32(step)
                 train_step = self.train_steps[position.phase]
@@ -168,7 +174,11 @@ class Loop:
                 self.watch.stop()
                 seconds = before + time.perf_counter() - begun
                 position = dataclasses.replace(position, step=done, seconds=seconds)
-                estimated = self._estimated(state, position)
+                estimated = self._estimated(
+                    state, position, stop, VALIDATION if validate else ESTIMATE
+                )
+                if estimated is None:
+                    raise Interrupted(done, total)
                 if validate:
                     position = self._validate(state, position, estimated)
                 ends = self._is_out_of_patience(position)
@@ -184,16 +194,43 @@ class Loop:
 
     def metric_value(self, position: Position) -> float:
         """Returns the best validation metric as it was measured."""
-        return self._sign * position.best_value
+        return sign_of(self.cadence.metric) * position.best_value
 
-    @property
-    def _sign(self) -> float:
-        return -1.0 if self.cadence.metric == "loss" else 1.0
+    def _estimated(
+        self, state: TrainState, position: Position, stop: StopRequest, undone: str
+    ) -> Values | None:
+        """Returns statistics that evaluation uses in place of training's.
 
-    def _estimated(self, state: TrainState, position: Position) -> Values:
+        None where the run is asked to stop: the state is saved without them then, `undone` being left to the next start;
+        so it is where a picture is broken.
+        """
         if self.estimator is None:
             return {}
-        return self.estimator(state, self.frozen, phase=position.phase, done=position.step)
+        estimated = None
+        try:
+            estimated = self.estimator(
+                state,
+                self.frozen,
+                phase=position.phase,
+                done=position.step,
+                stopping=lambda: stop.requested,
+            )
+        finally:
+            if estimated is None:
+                self._save(state, dataclasses.replace(position, undone=undone), {})
+                self.checkpoints.wait()
+        return estimated
+
+    def _make_up(self, state: TrainState, position: Position, stop: StopRequest) -> Position:
+        """Does what was left undone at the step, and saves it in place of what was saved."""
+        undone, position = position.undone, dataclasses.replace(position, undone="")
+        estimated = self._estimated(state, position, stop, undone)
+        if estimated is None:
+            raise Interrupted(position.step, self.cadence.total_steps)
+        if undone == VALIDATION:
+            position = self._validate(state, position, estimated)
+        self.checkpoints.replace(state, position, estimated)
+        return position
 
     def _save(self, state: TrainState, position: Position, estimated: Values) -> None:
         if position.step:
@@ -245,7 +282,7 @@ class Loop:
         found = self.evaluate({**inference_values(state, self.frozen), **estimated})
         summary = found.summary()
         self.writer.write(position.step, {f"val/{name}": value for name, value in summary.items()})
-        value = self._sign * float(summary[self.cadence.metric])
+        value = sign_of(self.cadence.metric) * float(summary[self.cadence.metric])
         better = value > position.best_value
         self.screen.message(
             f"step {position.step}: val {found.headline()}" + ("  (best so far)" if better else "")

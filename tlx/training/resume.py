@@ -18,18 +18,19 @@ from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
 from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
-from tlx.training.state import TrainState, create_state
+from tlx.training.state import TrainState, create_state, initial_optimizer
 from tlx.tuning.average import parse_average
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, pull_of
-from tlx.tuning.plan import TuningPlan
+from tlx.tuning.plan import TuningPlan, digests
 from tlx.weights.keymap import Origin
 from tlx.weights.meta import WeightsMeta
 from tlx.workdir import Workdir
 
 Messages = list[str]
 
-_LAYERS = "adapter_layers"  # a fact of the base: which adapter each layer has
+# Facts of the base: which adapter each layer has, and the hashes of the first values that came from no file.
+_LAYERS, _DRAWN = "adapter_layers", "drawn_sha256"
 
 
 def start(
@@ -64,7 +65,9 @@ def start(
         return state, frozen, position, [f"{text}: using the one before it" for text in messages]
     values, first = weights.place(seed, sharding), phases[0]
     state, frozen = create_state(values, first.plan, first.optimizer, sharding)
-    facts = weights.facts() | adapter_facts(weights.model)
+    loaded = weights.loaded.arrays if weights.loaded else {}
+    drawn = digests(values, [path for path in values if path not in loaded])
+    facts = weights.facts() | adapter_facts(weights.model) | {_DRAWN: drawn}
     digest = save_base(workdir, frozen, weights.model.meta, facts, weights.model.origin)
     return state, frozen, Position(fingerprint=fingerprint, base=digest), []
 
@@ -143,7 +146,12 @@ def stored_facts(folder: Workdir) -> tuple[WeightsMeta, dict[str, Any]]:
       InputFileNotFoundError: training has not begun there.
     """
     facts, meta = _read_base(folder)
-    return meta, {name: fact for name, fact in facts.items() if name != _LAYERS}
+    return meta, {name: fact for name, fact in facts.items() if name not in (_LAYERS, _DRAWN)}
+
+
+def drawn_digests(folder: Workdir) -> dict[str, str]:
+    """Returns path -> sha256 of what training began with and no file filled. Raises as `stored_facts`."""
+    return _read_base(folder)[0].get(_DRAWN, {})
 
 
 def _read_base(folder: Workdir) -> tuple[dict[str, Any], WeightsMeta]:
@@ -167,8 +175,9 @@ def _state_shapes(
     sharding: NamedSharding,
 ) -> TrainState:
     trainable = _shapes(found, plan.trainable, sharding)
+    statistics = _shapes(found, plan.statistics, sharding)
     state = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(optimizer.init, trainable),
+        jax.eval_shape(initial_optimizer(optimizer), trainable, statistics),
     )
-    return TrainState(trainable, _shapes(found, plan.statistics, sharding), state)
+    return TrainState(trainable, statistics, state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from jax.sharding import NamedSharding
 
 from tlx.models.leaves import Values
+from tlx.tuning.average import with_statistics
 from tlx.tuning.optimizer import evaluation_values
 from tlx.tuning.phases import Phase
 from tlx.tuning.plan import TuningPlan
@@ -33,8 +35,13 @@ def create_state(
     trainable = {path: values[path] for path in plan.trainable}
     statistics = {path: values[path] for path in plan.statistics}
     frozen = {path: values[path] for path in plan.frozen}
-    state = jax.jit(optimizer.init, out_shardings=sharding)(trainable)
-    return TrainState(trainable, statistics, state), frozen
+    initial = jax.jit(initial_optimizer(optimizer), out_shardings=sharding)
+    return TrainState(trainable, statistics, initial(trainable, statistics)), frozen
+
+
+def initial_optimizer(optimizer: optax.GradientTransformation) -> Callable[[Values, Values], Any]:
+    """Returns `(trainable, statistics) -> the optimizer's state` before the first step."""
+    return lambda trainable, statistics: with_statistics(optimizer.init(trainable), statistics)
 
 
 def advance(

@@ -1,14 +1,16 @@
 """Running statistics of a network that no step has trained: an average of others, estimated from training batches.
 
 The mean over steps, or over runs, of weights has other activations than any of the networks it is made of, and so other
-BatchNorm statistics than training left behind (Izmailov et al. 2018, arXiv:1803.05407, section 3.2). They are estimated
+BatchNorm statistics than training left behind (Izmailov et al. 2018, arXiv:1803.05407, section 3.2); so do the averages that
+schedule-free optimizers are evaluated at. They are estimated
 as torch's `update_bn` does: the mean over batches of the batch's mean and of its unbiased variance, in training mode. Only what the
 plan says moves is estimated; the rest keeps its bits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import itertools
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 from jax.sharding import Mesh
@@ -77,8 +79,22 @@ class Estimator:
         self.after, self.plans, self.steps = after, plans, steps
         self.split, self.seed, self.batch_size, self.mesh = split, seed, batch_size, mesh
 
-    def __call__(self, state: TrainState, frozen: Values, *, phase: int, done: int) -> Values:
-        """Returns the statistics in place of training's after `done` steps; none where those of training are right."""
+    def __call__(
+        self,
+        state: TrainState,
+        frozen: Values,
+        *,
+        phase: int,
+        done: int,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> Values | None:
+        """Returns the statistics in place of training's after `done` steps; {} where those of training are right.
+
+        None where `stopping` says so before they are estimated: there may be no time.
+
+        Raises:
+          InputError: a picture is broken.
+        """
         if done <= self.after or not self.plans[phase].statistics:
             return {}
         first = max(done - batches_of_estimate(len(self.split), self.batch_size), 0)
@@ -86,4 +102,6 @@ class Estimator:
             self.split, seed=self.seed, batch_size=self.batch_size, start=first, stop=done
         )
         values = inference_values(state, frozen)
-        return estimate(self.steps[phase], values, batches, first, self.mesh)
+        in_time = itertools.takewhile(lambda batch: not stopping(), batches)
+        found = estimate(self.steps[phase], values, in_time, first, self.mesh)
+        return None if stopping() else found

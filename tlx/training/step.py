@@ -20,6 +20,7 @@ from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
+from tlx.tuning.average import averages_statistics
 from tlx.tuning.penalties import Penalties, need_outputs
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import Regularizer
@@ -85,7 +86,7 @@ def make_train_step(
 
     With `parts` above 1 the gradient is summed over as many parts of the batch, one after the other: the same as that of
     the whole batch but for rounding, where no batch statistics are used, nothing is dropped at random and no singular
-    values are shrunk.
+    values are shrunk. A part counts in the loss as much as its examples weigh, in the penalties as many as they are.
     """
     forward = training_model(model, plan, dtype)
     inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed)
@@ -102,8 +103,15 @@ def make_train_step(
         images, batch, dropping = inputs_of(batch, step)
 
         def loss_fn(
-            trainable: Values, statistics: Values, images: Any, batch: Any, key: jax.Array
+            trainable: Values,
+            statistics: Values,
+            images: Any,
+            batch: Any,
+            key: jax.Array,
+            share: jax.Array | float = 1.0,
+            portion: float = 1.0,
         ) -> Any:
+            """Returns what these examples add to the loss of the batch: `share` of its weight, `portion` of its rows."""
             fixed = {**frozen, **statistics}
             network = with_values(forward, {**fixed, **trainable})
             carries = penalties.watch(network)
@@ -112,7 +120,8 @@ def make_train_step(
             for auxiliary, weight in further:
                 loss += weight * task.loss(auxiliary, batch, loss_options)
             added, terms = penalties(network, carries, images, trainable, fixed, source or {})
-            loss += added
+            terms = {name: portion * term for name, term in terms.items()}
+            loss = share * loss + portion * added
             moved = values(network)
             return loss, (logits, {path: moved[path] for path in statistics}, terms)
 
@@ -123,17 +132,18 @@ def make_train_step(
             )
         else:
             total = task.total_weight(batch, loss_options)
+            total = jnp.where(total > 0, total, 1.0)  # all of it can be of classes of weight 0
 
             def accumulate(carry: Any, part: Any) -> Any:
                 loss, statistics, gradients = carry
                 number, images, batch = part
-                (own, (logits, statistics, terms)), new = differentiate(
-                    state.trainable, statistics, images, batch, jax.random.fold_in(dropping, number)
-                )
+                key = jax.random.fold_in(dropping, number)
                 share = task.total_weight(batch, loss_options) / total
-                gradients = jax.tree.map(lambda old, own: old + share * own, gradients, new)
-                terms = {name: share * term for name, term in terms.items()}
-                return (loss + share * own, statistics, gradients), (logits, terms)
+                (own, (logits, statistics, terms)), new = differentiate(
+                    state.trainable, statistics, images, batch, key, share, 1.0 / parts
+                )
+                gradients = jax.tree.map(jnp.add, gradients, new)
+                return (loss + own, statistics, gradients), (logits, terms)
 
             zeros = jax.tree.map(jnp.zeros_like, state.trainable)
             (loss, statistics, gradients), (logits, terms) = jax.lax.scan(
@@ -144,6 +154,8 @@ def make_train_step(
             terms = {name: term.sum() for name, term in terms.items()}
             logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
         further = {"source": source} if "init" in terms else {}
+        if averages_statistics(state.optimizer):
+            further["statistics"] = statistics
         updates, optimizer_state = optimizer.update(
             gradients, state.optimizer, state.trainable, **further
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,14 +19,17 @@ class AverageState(NamedTuple):
 
     count: jax.Array
     average: Values
+    statistics: Values | None  # of the running statistics that move; None: they are not averaged
 
 
 @dataclasses.dataclass(frozen=True)
 class Average:
-    """How the values of a step enter the average, and whether training's running statistics are those of the average."""
+    """How the values of a step enter the average, and its running statistics: averaged alike, or estimated."""
 
     share: Callable[[jax.Array], jax.Array]  # step, from 0 -> the share of the new values
-    estimated_after: int | None = None  # steps; from then on the average's statistics are estimated
+    estimated_after: int | None = (
+        None  # steps; from then on statistics are estimated; None: they are averaged
+    )
 
 
 def parse_average(text: str, steps: Callable[[str], int]) -> Average | None:
@@ -36,8 +39,9 @@ def parse_average(text: str, steps: Callable[[str], int]) -> Average | None:
     do not count for long (as in TensorFlow). swa:START is the mean of the values after every step from START, a
     duration, on (stochastic weight averaging: Izmailov et al. 2018, arXiv:1803.05407, with an average at each step).
 
-    The running statistics of training trail the last values, as an exponential average does, and stand beside one as they
-    are. Of a mean over many steps they are not: they are estimated again (section 3.2; `tlx.training.statistics`).
+    The running statistics of training are those of its last values, which an average trails by many steps. ema averages them
+    with the same decay, as the moving averages of TensorFlow's models and timm do. For a mean over many steps they are
+    estimated again (section 3.2; `tlx.training.statistics`).
 
     Args:
       text: of the config.
@@ -68,18 +72,54 @@ def parse_average(text: str, steps: Callable[[str], int]) -> Average | None:
     )
 
 
-def averaged(average: Average) -> optax.GradientTransformation:
-    """Returns the last transformation of a chain: it changes no update, and keeps the average of the values."""
+def averaged(average: Average) -> optax.GradientTransformationExtraArgs:
+    """Returns the last transformation of a chain: it changes no update, and keeps the average of the values.
+
+    Where statistics are averaged too, `with_statistics` gives its state the first, and its update takes those after the
+    step as the argument `statistics`.
+    """
+    averages = average.estimated_after is None
 
     def init(params: Values) -> AverageState:
-        return AverageState(jnp.zeros((), jnp.int32), jax.tree.map(jnp.copy, params))
+        zero = jnp.zeros((), jnp.int32)
+        return AverageState(zero, jax.tree.map(jnp.copy, params), {} if averages else None)
 
     def update(
-        updates: Values, state: AverageState, params: Values | None = None
+        updates: Values,
+        state: AverageState,
+        params: Values | None = None,
+        *,
+        statistics: Values | None = None,
+        **further: Any,
     ) -> tuple[Values, AverageState]:
-        new = optax.apply_updates(params, updates)
+        del further
         share = average.share(state.count.astype(jnp.float32))
-        moved = jax.tree.map(lambda old, now: old + share * (now - old), state.average, new)
-        return updates, AverageState(state.count + 1, moved)
 
-    return optax.GradientTransformation(init, update)
+        def moved(old: Values, new: Values) -> Values:
+            return jax.tree.map(lambda old, now: old + share * (now - old), old, new)
+
+        trained = moved(state.average, optax.apply_updates(params, updates))
+        others = moved(state.statistics, statistics or {}) if state.statistics is not None else None
+        return updates, AverageState(state.count + 1, trained, others)
+
+    return optax.GradientTransformationExtraArgs(init, update)
+
+
+def with_statistics(state: Any, statistics: Values) -> Any:
+    """Returns an optimizer's fresh state with these running statistics in its average, where they are averaged."""
+
+    def filled(node: Any) -> Any:
+        if not _averages_statistics(node):
+            return node
+        return node._replace(statistics=jax.tree.map(jnp.copy, statistics))
+
+    return jax.tree.map(filled, state, is_leaf=_averages_statistics)
+
+
+def averages_statistics(state: Any) -> bool:
+    """Returns whether the optimizer's update needs the running statistics."""
+    return any(map(_averages_statistics, jax.tree.leaves(state, is_leaf=_averages_statistics)))
+
+
+def _averages_statistics(node: Any) -> bool:
+    return isinstance(node, AverageState) and node.statistics is not None

@@ -113,8 +113,8 @@ def evaluation_values(optimizer_state: Any, values: Values) -> Values:
     """Returns the values that evaluation and inference use: as they are, where nothing is averaged.
 
     Schedule-free optimizers train at y, between their base optimizer's z and the average x of the z; x is evaluated
-    (Defazio et al. 2024, "The Road Less Scheduled"). With `optimizer.average` that average is. Running statistics
-    are those of training; where they do not fit the average, `tlx.training.statistics` estimates others.
+    (Defazio et al. 2024, "The Road Less Scheduled"). With `optimizer.average` that average is, with ema also of the running
+    statistics. Else these are those of training; where they do not fit, `tlx.training.statistics` estimates others.
 
     Args:
       optimizer_state: of `make_optimizer`; groups may have different optimizers.
@@ -123,7 +123,7 @@ def evaluation_values(optimizer_state: Any, values: Values) -> Values:
     found = dict(values)
     for state in _averages(optimizer_state):
         if isinstance(state, AverageState):
-            found |= state.average
+            found |= state.average | (state.statistics or {})
             continue
         own = {p: z for p, z in state.z.items() if not isinstance(z, optax.MaskedNode)}
         y = {path: values[path] for path in own}

@@ -38,7 +38,8 @@ def make_phases(
     """Returns those phases of the plans that begin before the run ends.
 
     Raises:
-      InputError: only the first would, a phase would be empty, or the optimizer does not exist.
+      InputError: only the first would, a phase would be empty, the optimizer does not exist, or no group has that which
+        `optimizer.options` are for.
     """
 
     def steps(text: str) -> int:
@@ -54,10 +55,15 @@ def make_phases(
                 f"tune.{field}={text} is {each} steps of a run of {total_steps}: expected at least 1, and "
                 "fewer than the run has"
             )
-    counting = {
+    names = {
         group.optimizer or config.optimizer.name for plan in plans for group in plan.groups.values()
     }
-    counting &= set(OWN_STEPS)
+    if config.optimizer.options and config.optimizer.name not in names:
+        raise InputError(
+            f"optimizer.options={config.optimizer.options} are for {config.optimizer.name}, and tune.groups gives every group "
+            f"another optimizer ({', '.join(sorted(names))}): set GROUP.options there"
+        )
+    counting = names & set(OWN_STEPS)
     if len(plans) > 1 and counting:
         raise InputError(
             f"tune.method={config.tune.method}: {', '.join(sorted(counting))} would begin the schedule again for what joins "

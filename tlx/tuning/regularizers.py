@@ -17,8 +17,7 @@
 - `bss:STRENGTH[:K]`, batch spectral shrinkage (Chen et al. 2019, NeurIPS, "Catastrophic forgetting meets negative
   transfer"): STRENGTH times the sum of the squares of the K (1 unless it is given) smallest singular values of the
   batch's features, [B, D], the head's input before its dropout. With `train.accumulate` it sees one part of the batch at a
-  time: the mean of the parts' penalties, weighted as their losses, which is not that of the whole batch, whose singular
-  values are others.
+  time: the mean of the parts' penalties, which is not that of the whole batch, whose singular values are others.
 
 A phase regularizes what it trains. All but init are part of the loss that is minimised; each is logged by its name, as it
 counts in the loss, and init as ALPHA / 2 * |w - w0|^2.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tlx.columns import aligned
 from tlx.config import OptimizerConfig
 from tlx.models.leaves import Leaf
 from tlx.tuning.optimizer import group_state_bytes
@@ -39,16 +40,12 @@ def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerCon
         state = _bytes(group_state_bytes(plan, optimizer, found, name)) if group else "0 B"
         size = f"{count_parameters(found, paths):,}"
         rows.append((name, modules, *how, size, str(len(paths)), state, _norms(plan, paths)))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(COLUMNS))]
-    lines = [
-        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * width for width in widths])
     trained = count_parameters(found, plan.trainable)
     total = count_parameters(found, tuple(plan.labels))
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    lines.append(f"trained: {trained:,} of {total:,} parameters ({100 * trained / total:.1f} %)")
-    return "\n".join(lines)
+    share = f"trained: {trained:,} of {total:,} parameters ({100 * trained / total:.1f} %)"
+    return "\n".join([*aligned(rows), share])
 
 
 def count_parameters(found: dict[str, Leaf], paths: Sequence[str]) -> int:
