@@ -11,12 +11,14 @@ import pytest
 
 import tlx
 from tests import levels
+from tests.models.reference import images, random_arrays, timm_model, torchvision_model
 from tlx.errors import InputError
+from tlx.models import vgg
 from tlx.models.leaves import values
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Interrupted
 from tlx.training.state import TrainState
-from tlx.weights.files import write_safetensors
+from tlx.weights.files import read_weights, write_safetensors
 
 
 @pytest.fixture
@@ -73,6 +75,62 @@ def test_the_workdir_alone_is_enough_to_load(tmp_path, config):
     assert arrays < 20_000
 
 
+def original(name, classes):
+    """The original library's network; of VGG-11 the two hidden layers are made small, as they are in `SMALL_VGG`."""
+    if name.startswith("vit"):
+        return timm_model(name, num_classes=classes)
+    if name == "resnet18":
+        return torchvision_model(name, num_classes=classes)
+    import torch
+
+    module = torchvision_model(name, init_weights=False)
+    for place, sizes in ((0, (25_088, 16)), (3, (16, 16)), (6, (16, classes))):
+        module.classifier[place] = torch.nn.Linear(*sizes)
+    return module
+
+
+SMALL_VGG = vgg.VGGPreset((1, 1, 2, 2, 2), batchnorm=False, hidden=16)
+
+
+@pytest.mark.slow
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("name", "size", "tune"),
+    [
+        ("resnet18", 32, {"tune.method": "partial", "tune.freeze_stages": 4}),
+        ("resnet18", 32, {"tune.method": "head"}),
+        ("vit_tiny_patch16_224", 224, {"tune.method": "partial", "tune.freeze_stages": 12}),
+        ("vgg11", 64, {"tune.method": "head"}),
+        ("vgg11", 64, {"tune.method": "partial", "tune.freeze_stages": 4}),
+    ],
+)
+def test_an_export_opens_strictly_in_the_original_library(
+    tmp_path, config, monkeypatch, name, size, tune
+):
+    import torch
+
+    monkeypatch.setitem(vgg.PRESETS, "vgg11", SMALL_VGG)
+    shapes = {key: tuple(x.shape) for key, x in original(name, 7).state_dict().items()}
+    arrays = random_arrays(shapes)
+    write_safetensors(arrays, tmp_path / "net.safetensors", {})
+    fields = {"model.name": name, "model.weights": str(tmp_path / "net.safetensors")}
+    fields |= {"data.image_size": size, "data.resize": size, "train.steps": 2}
+    tlx.finetune(config | fields | tune, tmp_path / "run")
+    (written,) = tlx.run.export(tmp_path / "run")
+    state = read_weights(written)
+    module = original(name, 3).eval()
+    module.load_state_dict(
+        {key: torch.from_numpy(np.array(x)) for key, x in state.items()}, strict=True
+    )
+    kept = [key for key, x in arrays.items() if np.array_equal(state[key], x)]
+    assert 10 < len(kept) < len(arrays)
+    x = images(2, size, size)
+    with torch.no_grad():
+        expected = module(torch.from_numpy(x.transpose(0, 3, 1, 2).copy())).numpy()
+    logits = np.asarray(tlx.load(tmp_path / "run")(x))
+    assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
 def test_preprocessing_travels_with_the_model(tmp_path, config):
     tlx.finetune(
         config | {"data.mean": "0.5,0.5,0.5", "data.std": "0.25,0.25,0.25"}, tmp_path / "run"
@@ -99,8 +157,6 @@ def test_changed_frozen_weights_are_refused(tmp_path, config):
     fields = config | {"tune.method": "head", "train.steps": 4, "checkpoint.every": "2"}
     tlx.finetune(fields, tmp_path / "run")
     base = tmp_path / "run" / "base" / "frozen.safetensors"
-    from tlx.weights.files import read_weights
-
     arrays = {name: np.array(array) for name, array in read_weights(base).items()}
     arrays["stem.bn.mean"] += 1
     write_safetensors(arrays, base, {})
@@ -108,6 +164,29 @@ def test_changed_frozen_weights_are_refused(tmp_path, config):
         InputError, match="does not hold the frozen weights that the checkpoint was made on"
     ):
         tlx.load(tmp_path / "run")
+
+
+@pytest.mark.parametrize("method", ["head", "full"])  # of full nothing is frozen
+def test_checkpoints_on_other_base_weights_are_refused(tmp_path, config, method):
+    fields = config | {"tune.method": method, "train.steps": 1}
+    of = {}
+    for seed, name in enumerate(("a", "b")):
+        path = tmp_path / name / "net.safetensors"
+        path.parent.mkdir()
+        tlx.save_weights(tlx.create_model("resnet20_cifar", num_classes=5, seed=seed), path)
+        tlx.finetune(fields | {"model.weights": str(path)}, tmp_path / name / "run")
+        base = tmp_path / name / "run" / "base"
+        of[name] = json.loads((base / "base.json").read_text())["weights_sha256"][:16]
+    assert of["a"] != of["b"]
+    run = tmp_path / "a" / "run"
+    shutil.rmtree(run / "base")
+    shutil.copytree(tmp_path / "b" / "run" / "base", run / "base")
+    (run / "summary.json").unlink()
+    says = f"expected sha256 {of['a']}, found {of['b']}"
+    with pytest.raises(InputError, match=says):
+        tlx.load(run)
+    with pytest.raises(InputError, match=says):
+        tlx.finetune(fields | {"model.weights": str(tmp_path / "a" / "net.safetensors")}, run)
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_advice(tmp_path, config):
@@ -246,6 +325,7 @@ def test_mixing_augmentation_and_class_weights_resume_to_the_same_bits(tmp_path,
         "train.cutmix": 1.0,
         "train.label_smoothing": 0.1,
         "train.class_weights": "auto",
+        "train.accumulate": 2,
         "optimizer.name": "lion",
         "optimizer.lr": 1e-4,
         "optimizer.weight_decay": 0.1,
@@ -253,7 +333,9 @@ def test_mixing_augmentation_and_class_weights_resume_to_the_same_bits(tmp_path,
     }
     summary = tlx.finetune(fields, tmp_path / "run")
     assert summary["compilations/train_step"] == 1
-    assert "class weights: 0 1.01, 1 0.985, 2 1.01, 3 0.985" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "class weights: 0 1.01, 1 0.985, 2 1.01, 3 0.985" in out
+    assert "train.accumulate=2: BatchNorm uses the statistics of each part of a batch" in out
     trained = values(tlx.load(tmp_path / "run"))
     (tmp_path / "run" / "summary.json").unlink()
     shutil.rmtree(tmp_path / "run" / "checkpoints" / "6")
@@ -282,6 +364,39 @@ def test_what_training_cannot_do_is_said_before_anything_is_written(
         tlx.finetune(config | {field: value}, tmp_path / "run")
     assert says in str(caught.value) and "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("tune", "says"),
+    [
+        ({"method": "rules", "rules": "layer9=x,.*=rest"}, "(modules: stem, layer1, layer2, layer3, head)"),
+        ({"method": "rules", "rules": "stem=frozen"}, "no rule matches layer1.0"),
+        ({"method": "surgical", "train_stages": "layer9"}, "(stages: stem, layer1, layer2, layer3, head)"),
+        ({"method": "partial", "freeze_stages": 5}, "has 4 stages: stem, layer1, layer2, layer3"),
+        ({"method": "gradual", "freeze_stages": 5}, "has 4 stages: stem, layer1, layer2, layer3"),
+        ({"method": "lpft", "freeze_stages": 5}, "has 4 stages: stem, layer1, layer2, layer3"),
+        *(
+            ({"method": method, "targets": "layer9"}, "the layers are called conv, conv1, conv2")
+            for method in ("lora", "dora", "ia3", "bottleneck")
+        ),
+        ({"method": "head", "groups": "haed.lr=2"}, "(groups: head)"),
+    ],
+)  # fmt: skip
+def test_what_a_method_has_wrong_is_said_before_weights_are_opened(
+    tmp_path, config, monkeypatch, tune, says
+):
+    def opened(*arguments):
+        raise AssertionError("opened")
+
+    for name in ("tlx.setup.open_weights", "tlx.weights.load.read_weights"):
+        monkeypatch.setattr(name, opened)
+    fields = {f"tune.{name}": value for name, value in tune.items()}
+    with pytest.raises(InputError) as caught:
+        tlx.finetune(config | {"model.name": "resnet20_cifar.glyphs"} | fields, tmp_path / "run")
+    assert says in str(caught.value) and "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(AssertionError, match="opened"):  # else it would be now
+        tlx.finetune(config | {"model.name": "resnet20_cifar.glyphs"}, tmp_path / "run")
 
 
 def test_a_batch_of_one_is_not_mixed_with_itself(tmp_path, config):

@@ -150,7 +150,9 @@ class TrainConfig:
     mixup: float = 0.0  # alpha of Beta(alpha, alpha), the shares of two mixed examples; 0: off
     cutmix: float = 0.0  # likewise, of pasted boxes; with mixup too each batch draws one; 0: off
     accumulate: int = 1  # parts of a batch whose gradients are summed, to fit in memory
-    patience: int = 0  # validations in a row without a new best that end the run; 0: it goes on
+    # validations in a row without a new best that end the run; 0: it goes on. gradual and lpft: they are counted anew
+    # in each phase, and end the run in any, also the first, where the head alone is trained
+    patience: int = 0
     log_every: int = 50  # steps
 
 

@@ -1,7 +1,10 @@
 """Methods that train more and more of a network: what carries over, and that a stop anywhere changes nothing."""
 
+import json
 import os
 import signal
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -53,7 +56,7 @@ def test_gradual_unfreezing_ends_with_the_same_bits_wherever_it_was_stopped(
     out = capsys.readouterr().out
     assert "from step 2: layer3" in out and "from step 4: layer2" in out
     done = 0
-    for stop in (2, 3, 5):  # where two phases meet, within one, and in the last
+    for stop in (1, 2, 3, 5):  # within each phase, and where two of them meet
         with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"step {stop} of"):
             stop_at(patched, stop - done)
             tlx.finetune(fields, tmp_path / "stopped")
@@ -67,37 +70,120 @@ def test_gradual_unfreezing_ends_with_the_same_bits_wherever_it_was_stopped(
     assert moved == {"layer2", "layer3", "head"}  # the others stay, their statistics too
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_what_was_trained_before_keeps_its_optimizers_state(optimizer):
+# A run that dies before it trains the step of that number; what it began to save is saved, nothing else is.
+DIES = """
+import json, os, signal, sys
+import tlx
+from tlx.training.loop import Loop
+
+def begins_next(self, step, phase, begins=Loop._begins_next):
+    if step == int(sys.argv[1]):
+        self.checkpoints.wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return begins(self, step, phase)
+
+Loop._begins_next = begins_next
+tlx.finetune(json.loads(sys.argv[2]), sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("fields", "kills"),
+    [
+        # In each of three phases; what is read last is of the phase before.
+        (
+            GRADUAL
+            | {
+                "tune.unfreeze_every": "4",
+                "train.steps": 12,
+                "optimizer.name": "adamw",
+                "optimizer.lr": 1e-3,
+                "optimizer.average": "ema:0.9",
+            },
+            (3, 7, 9),
+        ),
+        ({"tune.method": "lpft", "train.steps": 8, "optimizer.options": "momentum=0.9"}, (3, 7)),
+    ],
+)
+def test_a_killed_run_ends_with_the_same_bits_in_whichever_phase_it_was(
+    tmp_path, config, fields, kills, capsys
+):
+    fields = config | fields | {"checkpoint.every": "2"}
+    tlx.finetune(fields, tmp_path / "whole")
+    said, ran = "", ()
+    for kill in kills:
+        command = [sys.executable, "-c", DIES, str(kill), json.dumps(fields)]
+        ran = subprocess.run(
+            [*command, tmp_path / "killed"], capture_output=True, text=True, timeout=400
+        )
+        assert ran.returncode == -signal.SIGKILL, ran.stderr
+        said += ran.stdout
+    tlx.finetune(fields, tmp_path / "killed")
+    said += capsys.readouterr().out
+    for kill in kills:
+        assert f"resuming at step {kill - 1} of" in said
+    one, two = (values(tlx.load(tmp_path / name)) for name in ("whole", "killed"))
+    assert digests(one, tuple(one)) == digests(two, tuple(two))
+    one, two = (last_optimizer_state(tmp_path / name) for name in ("whole", "killed"))
+    assert one == two
+
+
+def last_optimizer_state(workdir):
+    """The checksums of the last checkpoint's optimizer state."""
+    steps = (workdir / "checkpoints").iterdir()
+    last = max((path for path in steps if path.name.isdigit()), key=lambda path: int(path.name))
+    return json.loads((last / "meta" / "metadata").read_text())["checksums"]["optimizer"]
+
+
+LPFT = {"tune.method": "lpft", "tune.head_first": "2"}
+
+
+@pytest.mark.parametrize(
+    ("method", "optimizer", "average"),
+    [
+        (GRADUAL, "sgd", ""),
+        (GRADUAL, "adamw", "ema:0.9"),
+        (LPFT, "sgd", "ema:0.9"),
+        (LPFT, "adamw", ""),
+    ],
+)
+def test_what_was_trained_before_keeps_its_optimizers_state(method, optimizer, average):
     it = Fixture(
-        **{name.replace(".", "__"): value for name, value in GRADUAL.items()},
+        **{name.replace(".", "__"): value for name, value in method.items()},
         optimizer__name=optimizer,
+        optimizer__average=average,
         optimizer__weight_decay=0.1,
         optimizer__clip_norm=1.0,
         train__steps=8,
     )
-    assert [phase.start for phase in it.tuning.phases] == [0, 2, 4]
-    it.train(2)
-    before, kept = jax.device_get((it.state, it.frozen))
-    after, frozen = advance(it.state, it.frozen, it.tuning.phases[1], 2, it.sharding)
-    after, frozen = jax.device_get((after, frozen))
-    assert {path.split(".")[0] for path in after.trainable} == {"layer3", "head"}
-    assert digests(all_values(after, frozen), tuple(it.values)) == digests(
-        all_values(before, kept), tuple(it.values)
-    )
-    old = dict(named(before.optimizer))
-    new = dict(named(after.optimizer))
-    own = [name for name in old if "head" in name]
-    assert len(own) >= 3 and old.keys() < new.keys()
-    for name in own:
-        np.testing.assert_array_equal(new[name], old[name])
-    assert any(np.any(new[name]) for name in own if "kernel" in name)
-    for name in new.keys() - old.keys():
-        if name.endswith("count") and "mu" not in name and new[name] == 2:
-            continue  # of the schedule
-        assert not np.any(new[name]), name
-    schedules = [name for name in new.keys() - old.keys() if new[name].ndim == 0 and new[name] == 2]
-    assert len(schedules) == 1
+    assert [phase.start for phase in it.tuning.phases] == [0, 2, 4][: len(it.tuning.phases)]
+    assert len(it.tuning.phases) == (3 if method is GRADUAL else 2)
+    for index, phase in enumerate(it.tuning.phases[1:]):
+        it.step = it.steps[index]
+        it.train(2)
+        before, kept = jax.device_get((it.state, it.frozen))
+        it.state, it.frozen = advance(it.state, it.frozen, phase, phase.start, it.sharding)
+        after, frozen = jax.device_get((it.state, it.frozen))
+        assert set(after.trainable) == set(phase.plan.trainable) > set(before.trainable)
+        assert digests(all_values(after, frozen), tuple(it.values)) == digests(
+            all_values(before, kept), tuple(it.values)
+        )
+        old, new = dict(named(before.optimizer)), dict(named(after.optimizer))
+        assert old.keys() < new.keys()
+        for name, value in old.items():
+            np.testing.assert_array_equal(new[name], value, err_msg=name)
+            assert np.any(value), name
+        joining, schedules = set(phase.plan.trainable) - set(before.trainable), 0
+        for name in new.keys() - old.keys():
+            if ".average[" in name:  # of values that stood still it is they
+                (path,) = (path for path in joining if f"'{path}'" in name)
+                np.testing.assert_array_equal(new[name], after.trainable[path])
+            elif new[name].ndim == 0 and new[name] == phase.start:
+                schedules += 1
+            else:
+                assert not np.any(new[name]), name
+        assert schedules == 1
 
 
 def named(tree):

@@ -10,6 +10,7 @@ import pytest
 
 import tlx
 from tests import levels
+from tests.training.test_contract import NETWORKS, QUICK, STEPS, fields_of, made_small, seen_in
 from tests.training.test_phases import stop_at
 from tests.training.test_step import Fixture
 from tlx.data.preprocess import normalize
@@ -245,6 +246,35 @@ def test_frozen_values_keep_their_bits_and_a_step_compiles_once(tmp_path, method
     assert np.all(np.isfinite(losses))
     assert it.changed() == {*it.phase.plan.trainable, *it.phase.plan.statistics}
     assert it.step._cache_size() == 1
+    assert kept == digests(it.reference.values, tuple(it.reference.values))
+    assert kept == {path: it.before[path] for path in kept}
+
+
+@pytest.mark.parametrize("method", ["full", "partial", "lora"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_frozen_values_keep_their_bits_in_every_network(tmp_path, monkeypatch, network, method):
+    made_small(network, monkeypatch)
+    weights = tmp_path / "net.safetensors"
+    tlx.save_weights(tlx.create_model(network, num_classes=5), weights)
+    texts = (
+        "init:0.1,delta:0.1,bss:0.01"
+        if method == "lora"
+        else "l2sp:0.1,init:0.1,delta:0.1,bss:0.01"
+    )
+    fields = {**fields_of(network, method), "model__weights": str(weights)}
+    it = Regularized(tmp_path, texts, **fields)
+    kept = digests(it.reference.values, tuple(it.reference.values))
+    (before, _), batches = seen_in(it), it.batches()
+    arguments = (it.state, it.frozen, next(it.batches()), np.int32(0), *it.further)
+    compiled = it.step.lower(*arguments).compile(compiler_options=QUICK)
+    for step in range(STEPS):
+        arguments = (it.frozen, next(batches), np.int32(step), *it.further)
+        it.state, found = compiled(it.state, *arguments)
+    assert np.isfinite(found["loss"])
+    assert all(found[text.split(":")[0]] > 0 for text in texts.split(","))
+    for after in seen_in(it):  # trained, and averaged
+        changed = {path for path in before if before[path] != after[path]}
+        assert changed == {*it.phase.plan.trainable, *it.phase.plan.statistics}
     assert kept == digests(it.reference.values, tuple(it.reference.values))
     assert kept == {path: it.before[path] for path in kept}
 

@@ -101,17 +101,9 @@ def test_exactly_the_planned_leaves_change_in_20_steps(tune):
 
 def test_head_only_costs_the_forward_pass():
     it = Fixture(tune__method="head")
-    assert it.flops() <= 1.02 * it.forward_flops()
-    assert Fixture(tune__method="full").flops() > 2.5 * it.forward_flops()
-
-
-def test_gradient_norm_is_that_of_the_trainable_leaves():
-    head, full = (
-        Fixture(tune__method=method, tune__batchnorm="frozen") for method in ("head", "full")
-    )
-    one, two = head.train(1)[0], full.train(1)[0]
-    np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-6)
-    assert 0 < one["grad_norm"] < two["grad_norm"]
+    forward = it.forward_flops()
+    assert 0.98 * forward <= it.flops() <= 1.02 * forward
+    assert Fixture(tune__method="full").flops() > 2.5 * forward
 
 
 def test_each_step_compiles_once_and_the_loss_falls():
@@ -121,32 +113,19 @@ def test_each_step_compiles_once_and_the_loss_falls():
     assert np.mean(losses[-3:]) < 0.7 * np.mean(losses[:3])
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"data__augment": "pad_crop:1,flip", "train__mixup": 0.3, "optimizer__clip_norm": 1.0},
-        {"train__class_weights": ",".join(str(1 + i % 3) for i in range(10))},
-    ],
-)
-def test_a_batch_in_parts_gives_the_gradient_of_the_whole(fields):
-    fields |= {"train__batch_size": 24, "tune__batchnorm": "frozen", "optimizer__lr": 1.0}
-    fields |= {"optimizer__schedule": "constant", "optimizer__options": "momentum=0.0"}
-    whole, parts = Fixture(**fields), Fixture(**fields, train__accumulate=3)
-    (one,), (two,) = whole.train(1), parts.train(1)
-    for name, value in one.items():
-        np.testing.assert_allclose(two[name], value, rtol=1e-6, atol=1e-7, err_msg=name)
-    for path, value in whole.state.trainable.items():
-        step = np.abs(np.asarray(value) - whole.before_values[path]).max()
-        error = np.abs(np.asarray(parts.state.trainable[path]) - np.asarray(value)).max()
-        assert error <= 2e-6 * max(step, np.abs(value).max()), path
-
-
 def test_a_batch_in_parts_moves_batch_statistics_with_each_of_them():
     whole, parts = Fixture(), Fixture(train__accumulate=2)
     whole.train(1), parts.train(1)
     assert parts.changed() == whole.changed()
     moved = "stem.bn.mean"
     assert not np.allclose(whole.state.statistics[moved], parts.state.statistics[moved], rtol=1e-3)
+    (line,) = setup_lib.describe_parts(2, parts.tuning)
+    assert line.startswith("train.accumulate=2: BatchNorm uses the statistics of each part")
+    assert setup_lib.describe_parts(1, whole.tuning) == []
+    frozen = setup_lib.prepare_tuning(
+        setup_lib.prepare(config_lib.build(SMALL, {"tune.batchnorm": "frozen"}))[0]
+    )
+    assert setup_lib.describe_parts(2, frozen) == []
 
 
 @pytest.mark.parametrize(

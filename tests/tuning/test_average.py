@@ -163,10 +163,19 @@ def test_averages_that_do_not_go_together_are_refused(tmp_path, config):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_run_ends_when_patience_does(tmp_path, config, monkeypatch, capsys):
-    fields = config | {"data.val_fraction": 0.25, "eval.every": "1", "checkpoint.every": "0",
-                       "train.patience": 2, "train.steps": 9, "eval.metric": "loss"}  # fmt: skip
-    evaluate, losses = Setup.evaluate, iter([3.0, 2.0, 2.5, 2.0, 1.0, 1.0, 1.0])
+PATIENT = {
+    "data.val_fraction": 0.25,
+    "eval.every": "1",
+    "checkpoint.every": "0",
+    "train.steps": 9,
+    "eval.metric": "loss",
+}
+
+
+@pytest.fixture
+def losses(monkeypatch):
+    """Has validation find these losses, one after the other."""
+    evaluate, scripted = Setup.evaluate, []
 
     class Found:
         def __init__(self, found, loss):
@@ -178,13 +187,18 @@ def test_a_run_ends_when_patience_does(tmp_path, config, monkeypatch, capsys):
         def summary(self):
             return self.found.summary() | {"loss": self.loss}
 
-    def scripted(self, split, state):
+    def found(self, split, state):
         found = evaluate(self, split, state)
-        return Found(found, next(losses)) if len(split) == 6 else found
+        return Found(found, scripted.pop(0)) if len(split) == 6 else found
 
-    with monkeypatch.context() as patched:
-        patched.setattr(Setup, "evaluate", scripted)
-        summary = tlx.finetune(fields, tmp_path / "run")
+    monkeypatch.setattr(Setup, "evaluate", found)
+    return scripted
+
+
+def test_a_run_ends_when_patience_does(tmp_path, config, losses, capsys):
+    fields = config | PATIENT | {"train.patience": 2}
+    losses += [3.0, 2.0, 2.5, 2.0, 1.0, 1.0, 1.0]
+    summary = tlx.finetune(fields, tmp_path / "run")
     assert (summary["steps"], summary["best_step"]) == (4, 2)
     assert "step 4: no new best in 2 validations, training ends" in capsys.readouterr().out
     records = [json.loads(x) for x in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
@@ -194,3 +208,29 @@ def test_a_run_ends_when_patience_does(tmp_path, config, monkeypatch, capsys):
     assert again["steps"] == 4 and again["test/loss"] == summary["test/loss"]
     with pytest.raises(InputError, match="there is no validation split"):
         tlx.finetune(config | {"train.patience": 1}, tmp_path / "other")
+
+
+@pytest.mark.parametrize("stop", [3, 4])
+def test_patience_goes_on_counting_in_a_run_that_was_stopped(
+    tmp_path, config, losses, monkeypatch, stop
+):
+    losses += [3.0, 2.0, 2.5, 2.5, 2.5, 1.0, 1.0, 1.0, 1.0]
+    fields = config | PATIENT | {"train.patience": 3}
+    with monkeypatch.context() as patched, pytest.raises(Interrupted, match=f"step {stop} of 9"):
+        stop_at(patched, stop)
+        tlx.finetune(fields, tmp_path / "run")
+    summary = tlx.finetune(fields, tmp_path / "run")
+    assert (summary["steps"], summary["best_step"]) == (5, 2)
+
+
+def test_patience_begins_again_with_a_phase_and_ends_the_run_in_any(tmp_path, config, losses):
+    fields = config | PATIENT | {"tune.method": "lpft", "tune.head_first": "3"}
+    losses += [2.0, 2.5, 2.5, 2.5, 2.5, 2.5]
+    summary = tlx.finetune(fields | {"train.patience": 3}, tmp_path / "second")
+    assert (summary["steps"], summary["best_step"]) == (6, 1)  # not 4
+    losses[:] = [2.0, 2.5, 2.5]
+    summary = tlx.finetune(fields | {"train.patience": 2}, tmp_path / "first")
+    assert (summary["steps"], summary["best_step"]) == (3, 1)
+    start, end = values(tlx.create_model("resnet20_cifar.glyphs")), tlx.load(tmp_path / "first")
+    moved = {p for p, value in values(end).items() if not np.array_equal(value, start[p])}
+    assert moved == {"head.kernel", "head.bias"}

@@ -54,6 +54,9 @@ class Position:
     phase: int = 0  # of the method: which leaves the checkpoint holds follows from it
     fingerprint: str = ""  # of the data, its order and its splits
     base: str = ""  # hash of the frozen values
+    weights: str = (
+        ""  # hash of the weights that training began with, as base.json has it; "": it has none
+    )
     source: str = ""  # hash of the values that regularizers hold on to; "": they need none
     seconds: float = 0.0  # spent training, over all starts
     undone: str = ""  # ESTIMATE, or VALIDATION too: left to the next start, as the run had to stop
@@ -369,6 +372,27 @@ def load_base(
             f"sha256 {expected[:16]}, found {found[:16]}"
         )
     return {path: jax.device_put(np.asarray(arrays[path], order="C"), sharding) for path in frozen}
+
+
+def check_base(workdir: Path, position: Position) -> None:
+    """Compares the weights that `workdir/base/` is of with those that the checkpoint was made on.
+
+    Where nothing is frozen no value of them is left that `load_base` could check.
+
+    Raises:
+      InputError: they are others; names both hashes.
+    """
+    found = weights_hash(json.loads((workdir / "base" / "base.json").read_text()))
+    if position.weights and found != position.weights:
+        raise InputError(
+            f"{workdir / 'base'} is of other weights than the checkpoint was made on: expected "
+            f"sha256 {position.weights[:16]}, found {found[:16] or 'none'}"
+        )
+
+
+def weights_hash(facts: Mapping[str, Any]) -> str:
+    """Returns the hash of the weights file that facts are of; "" where there was none."""
+    return str(facts.get("weights_sha256", ""))
 
 
 def load_origin(workdir: Path) -> Origin | None:

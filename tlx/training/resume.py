@@ -17,7 +17,15 @@ from tlx.models.adapters import Spec, specs_of
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values
 from tlx.pretrained import Source
-from tlx.training.checkpoint import Checkpoints, Position, load_base, load_origin, save_base
+from tlx.training.checkpoint import (
+    Checkpoints,
+    Position,
+    check_base,
+    load_base,
+    load_origin,
+    save_base,
+    weights_hash,
+)
 from tlx.training.state import TrainState, create_state, initial_optimizer
 from tlx.tuning.average import parse_average
 from tlx.tuning.optimizer import make_optimizer
@@ -61,6 +69,7 @@ def start(
             )
         checkpoints.set_aside_after(position.step)
         plan = phases[position.phase].plan
+        check_base(workdir, position)
         frozen = load_base(workdir, plan.frozen, position.base, sharding)
         return state, frozen, position, [f"{text}: using the one before it" for text in messages]
     values, first = weights.place(seed, sharding), phases[0]
@@ -69,7 +78,8 @@ def start(
     drawn = digests(values, [path for path in values if path not in loaded])
     facts = weights.facts() | adapter_facts(weights.model) | {_DRAWN: drawn}
     digest = save_base(workdir, frozen, weights.model.meta, facts, weights.model.origin)
-    return state, frozen, Position(fingerprint=fingerprint, base=digest), []
+    position = Position(fingerprint=fingerprint, base=digest, weights=weights_hash(facts))
+    return state, frozen, position, []
 
 
 def restore_values(
@@ -107,6 +117,7 @@ def restore_values(
     values, position, messages = restored
     if which == "best" and position.best_step < 0:
         raise InputError(f"{workdir} was trained without validation, there is no best checkpoint")
+    check_base(workdir, position)
     frozen = load_base(workdir, plans[position.phase].frozen, position.base, sharding)
     return {**frozen, **values}, position, messages
 
