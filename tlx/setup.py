@@ -1,6 +1,6 @@
 """Everything that is decided before the first array is placed: user errors surface here.
 
-config -> data source -> weights and their meta -> preprocessing -> model -> plan, schedule, optimizer.
+config -> data source -> weights, preprocessing and model (tlx/network.py) -> plan, schedule, optimizer.
 """
 
 from __future__ import annotations
@@ -13,17 +13,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from tlx import pretrained
+from tlx import network, pretrained
 from tlx.config import AUTO, Config, duration, nearest, selecting_metric
-from tlx.data import augment, pipeline, preprocess
-from tlx.data.class_subset import in_network_order, resolve_subset
+from tlx.data import augment, pipeline
+from tlx.data.class_subset import in_network_order
 from tlx.data.mixing import Mixing, make_mixing
 from tlx.data.source import Splits, load_splits
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
-from tlx.models import default_meta
 from tlx.models.base import Model
-from tlx.models.leaves import Leaf, Values, is_within, leaves
+from tlx.models.leaves import Leaf, Values, is_within
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
@@ -42,15 +41,10 @@ from tlx.tuning.adapters import with_adapters
 from tlx.tuning.average import Average, parse_average
 from tlx.tuning.facts import facts
 from tlx.tuning.optax_optimizers import is_schedule_free
-from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
-from tlx.tuning.trained_adapters import check_method, with_trained_adapters
-from tlx.weights.load import Fitting, WeightsFile, open_weights
-from tlx.weights.meta import WeightsMeta
-from tlx.weights.peft_read import AdapterFiles, open_adapters
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,69 +170,37 @@ def prepare(
     deciding = training and config.tune.method == AUTO
     if not deciding or "train.batch_size" in config.tune.keep:
         _check_batches(config, mesh)
-    own_name, own_weights = pretrained.name_and_weights(config.model.name, config.model.weights)
+    name, tag = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
     splits = load_splits(config.data, config.seed, training=training, multi_hot=task.MULTI_HOT)
-    names = splits.class_names
-    metrics = task.metrics(len(names))
+    count = len(splits.class_names)
+    metrics = task.metrics(count)
     metric = selecting_metric(config)
     if metric not in metrics:
         raise InputError(
-            f"eval.metric is {metric!r}{nearest(metric, metrics)}; with {len(names)} classes there "
+            f"eval.metric is {metric!r}{nearest(metric, metrics)}; with {count} classes there "
             f"are: {', '.join(metrics)}"
         )
     lines = [f"data: {config.data.source} {config.data.root}".rstrip() + f": {_counts(splits)}"]
     lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
     if stored is not None:
         splits = in_network_order(splits, stored.meta)
-        names = splits.class_names
-        _check_classes(stored.meta, names)
-        weights = pretrained.source(
-            stored.meta.architecture,
-            class_names=names,
-            meta=stored.meta,
-            origin=stored.origin,
-            dropout=config.model.dropout,
-            drop_path=config.model.drop_path,
-        )
-        weights = with_adapters(weights, config.tune, stored.adapters)
+        weights = network.of_run(stored, config, splits.class_names)
     else:
-        files = open_adapters(config.model.adapters) if config.model.adapters else None
-        if files and own_weights == "none":
-            raise InputError(
-                "model.adapters were trained on weights that stay as they are, but model.weights is none"
-            )
-        if training:
-            _check_tuning(own_name, len(names), config, files)  # before anything is fetched
-        file = None if own_weights == "none" else open_weights(own_name, own_weights)
-        own = file.meta if file else default_meta(own_name)
-        classes = resolve_subset(config.data.class_subset, names, own)
-        if classes and (file is None or config.model.head == "new"):
-            raise InputError(
-                "data.class_subset says which of the weights' classes the data's are, but "
-                + ("model.weights is none" if file is None else "model.head=new draws a new head")
-            )
-        if not classes:
-            splits = in_network_order(splits, own)
-            names = splits.class_names
-        weights, changes = _fit(config, own_name, own, file, names, classes, training, files)
+        opened = network.open_network(name, tag, config, splits.class_names, training=training)
+        if not opened.classes:
+            splits = in_network_order(splits, opened.meta)
+        weights = opened.fitted(config, splits.class_names, training=training)
         if deciding:
             multiple = mesh.size * config.train.accumulate
-            found = facts(splits, weights, multiple=multiple)
-            choices = auto.choose(found, given)
+            choices = auto.choose(facts(splits, weights, multiple=multiple), given)
             config = auto.decided(given, choices)
             _check_batches(config, mesh)
             if config.data != given.data:
-                weights, changes = _fit(
-                    config, own_name, own, file, names, classes, training, files
-                )
-        if files is None:
+                weights = opened.fitted(config, splits.class_names, training=training)
+        if not opened.adapters:
             weights = with_adapters(weights, config.tune)
-        lines += weights.describe()
-        lines += [f"preprocessing overridden by the config: {change}" for change in changes]
-        if files and files.meta:
-            other = preprocess.overrides(files.meta.preprocess, weights.model.meta.preprocess)
-            lines += [f"the adapters were trained with other preprocessing: {x}" for x in other]
+        lines += opened.describe(weights)
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
     if training and choices:
         lines += ["", auto.choices_table(choices, given)]
@@ -433,45 +395,6 @@ def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
     return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
 
 
-def _fit(
-    config: Config,
-    name: str,
-    own: WeightsMeta,
-    file: WeightsFile | None,
-    class_names: tuple[str, ...],
-    classes: tuple[int, ...],
-    training: bool,
-    files: AdapterFiles | None,
-) -> tuple[pretrained.Source, list[str]]:
-    """Returns the model with its values, fitted to the config's input, and what of the weights' preprocessing it changes.
-
-    With `files` it has their adapters.
-    """
-    shaped = pretrained.shaped(own, in_channels=config.model.in_channels, stem=config.model.stem)
-    resolved = preprocess.resolve(shaped.preprocess, config.data)
-    changes = preprocess.overrides(own.preprocess, resolved)
-    source = functools.partial(
-        pretrained.source,
-        name,
-        file=file,
-        class_names=class_names,
-        head_init=config.model.head_init,
-        missing_ok=config.model.missing_ok,
-        meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
-        fitting=Fitting(config.model.stem_init, classes),
-        dropout=config.model.dropout,
-        drop_path=config.model.drop_path,
-        overridden=tuple(changes),
-    )
-    if files:
-        tune = config.tune
-        if tune.method == AUTO:  # which has no other
-            tune = dataclasses.replace(tune, method=files.method, keep=())
-        head = config.model.head
-        return with_trained_adapters(source, files, tune, head, class_names), changes
-    return source(head=config.model.head), changes
-
-
 def _estimated_after(
     phases: Sequence[Phase], average: Average | None, config: Config, model: Model
 ) -> int | None:
@@ -495,39 +418,6 @@ def _estimated_after(
 def _check_batches(config: Config, mesh: Mesh) -> None:
     check_batch_size("train.batch_size", config.train.batch_size, mesh, config.train.accumulate)
     check_batch_size("eval.batch_size", config.eval.batch_size or config.train.batch_size, mesh)
-
-
-def _check_tuning(name: str, num_classes: int, config: Config, files: AdapterFiles | None) -> None:
-    """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
-    given, deciding = config, config.tune.method == AUTO
-    if deciding:  # what can be said of it: one that goes with what is set
-        method = auto.methods_for(config, files.method if files else "")[0]
-        tune = dataclasses.replace(config.tune, method=method, groups=(), keep=())  # its own groups
-        schedule = config.optimizer.schedule
-        if "optimizer.schedule" not in config.tune.keep:
-            schedule = "constant"  # which every optimizer takes
-        optimizer = dataclasses.replace(config.optimizer, schedule=schedule)
-        if "optimizer.name" not in config.tune.keep:
-            taking = auto.optimizers_taking(optimizer.options)
-            optimizer = dataclasses.replace(optimizer, name=taking[0])
-        config = dataclasses.replace(config, tune=tune, optimizer=optimizer)
-    if files:
-        check_method(files, config.tune)
-    plain = pretrained.source(name, num_classes=num_classes)
-    model = with_adapters(plain, config.tune).model
-    plans = make_plans(leaves(model), model.stages, config.tune, model.auxiliary)
-    make_optimizer(plans[-1], config.optimizer, lambda step: 0.0)
-    if deciding:
-        auto.check_rate(given)
-
-
-def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:
-    if stored.class_names != names:
-        raise InputError(
-            f"the run was trained on {len(stored.class_names)} classes "
-            f"({', '.join(stored.class_names[:5])}...), the data has {len(names)} "
-            f"({', '.join(names[:5])}...)"
-        )
 
 
 def _counts(splits: Splits) -> str:

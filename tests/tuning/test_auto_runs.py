@@ -322,7 +322,7 @@ def test_what_can_be_said_is_said_before_weights_are_fetched(tmp_path, config, m
     def fetched(*arguments):
         raise AssertionError("fetched")
 
-    monkeypatch.setattr("tlx.setup.open_weights", fetched)
+    monkeypatch.setattr("tlx.network.open_weights", fetched)
     for fields in (
         {"tune.freeze_stages": 9},
         {"optimizer.name": "addam"},

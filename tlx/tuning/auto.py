@@ -30,6 +30,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from tlx.columns import aligned
 from tlx.config import FIELDS_OF, METHODS, OWN_STEPS, Config, build
 from tlx.errors import InputError
 
@@ -239,9 +240,7 @@ def optimizers_taking(options: str) -> tuple[str, ...]:
 def choices_table(choices: Sequence[Choice], config: Config) -> str:
     """Returns the choices, one line each with its reason, and what was left as the user has it."""
     rows = [(choice.field, as_text(choice.value), choice.reason) for choice in choices]
-    widths = [max(len(row[column]) for row in rows) for column in (0, 1)]
-    lines = ["tune.method=auto chose these; each can be set instead:"]
-    lines += ["  ".join((r[0].ljust(widths[0]), r[1].ljust(widths[1]), r[2])) for r in rows]
+    lines = ["tune.method=auto chose these; each can be set instead:", *aligned(rows)]
     if config.tune.keep:
         lines.append(f"left as they are set: {', '.join(config.tune.keep)}")
     return "\n".join(lines)

@@ -1,0 +1,170 @@
+"""The network that a config names: its weights and adapters opened, and fitted to the data's classes and the config's input."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+from tlx import pretrained
+from tlx.config import AUTO, Config
+from tlx.data import preprocess
+from tlx.data.class_subset import resolve_subset
+from tlx.errors import InputError
+from tlx.models import default_meta
+from tlx.models.leaves import leaves
+from tlx.training.resume import StoredModel
+from tlx.tuning import auto
+from tlx.tuning.adapters import with_adapters
+from tlx.tuning.optimizer import make_optimizer
+from tlx.tuning.plan import make_plans
+from tlx.tuning.trained_adapters import check_method, with_trained_adapters
+from tlx.weights.load import Fitting, WeightsFile, open_weights
+from tlx.weights.meta import WeightsMeta
+from tlx.weights.peft_read import AdapterFiles, open_adapters
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """What `open_network` found."""
+
+    name: str  # of the architecture
+    meta: WeightsMeta  # of the weights
+    file: WeightsFile | None  # None: from scratch
+    adapters: AdapterFiles | None  # that were trained before
+    classes: tuple[
+        int, ...
+    ]  # of the file, those that data.class_subset says the data's are; (): it says nothing
+
+    def fitted(
+        self, config: Config, class_names: tuple[str, ...], *, training: bool
+    ) -> pretrained.Source:
+        """Returns the model with its values, and with the adapters that were trained before.
+
+        Args:
+          config: whose input it is fitted to; its tune.method may still be auto.
+          class_names: of the data, in the network's order where that has them.
+          training: as in `tlx.setup.prepare`.
+
+        Raises:
+          InputError: as `tlx.pretrained.source` and `with_trained_adapters`.
+        """
+        model, own = config.model, self.meta
+        shaped = pretrained.shaped(own, in_channels=model.in_channels, stem=model.stem)
+        resolved = preprocess.resolve(shaped.preprocess, config.data)
+        source = functools.partial(
+            pretrained.source,
+            self.name,
+            file=self.file,
+            class_names=class_names,
+            head_init=model.head_init,
+            missing_ok=model.missing_ok,
+            meta=dataclasses.replace(shaped.derived() if training else shaped, preprocess=resolved),
+            fitting=Fitting(model.stem_init, self.classes),
+            dropout=model.dropout,
+            drop_path=model.drop_path,
+            overridden=tuple(preprocess.overrides(own.preprocess, resolved)),
+        )
+        if not self.adapters:
+            return source(head=model.head)
+        tune = config.tune
+        if tune.method == AUTO:  # which has no other
+            tune = dataclasses.replace(tune, method=self.adapters.method, keep=())
+        return with_trained_adapters(source, self.adapters, tune, model.head, class_names)
+
+    def describe(self, weights: pretrained.Source) -> list[str]:
+        """Returns lines for the log: what was loaded, and what of the preprocessing is another."""
+        lines = weights.describe()
+        lines += [
+            f"preprocessing overridden by the config: {change}" for change in weights.overridden
+        ]
+        if self.adapters and self.adapters.meta:
+            own, now = self.adapters.meta.preprocess, weights.model.meta.preprocess
+            others = preprocess.overrides(own, now)
+            lines += [f"the adapters were trained with other preprocessing: {x}" for x in others]
+        return lines
+
+
+def open_network(
+    name: str, weights: str, config: Config, class_names: tuple[str, ...], *, training: bool
+) -> Opened:
+    """Opens the weights and the adapters of a config.
+
+    Args:
+      name, weights: from `tlx.pretrained.name_and_weights`.
+      config: of the run.
+      class_names: of the data.
+      training: as in `tlx.setup.prepare`; what can be said of the method is then said before anything is fetched.
+
+    Raises:
+      InputError: anything the user can put right.
+    """
+    adapters = open_adapters(config.model.adapters) if config.model.adapters else None
+    if adapters and weights == "none":
+        raise InputError(
+            "model.adapters were trained on weights that stay as they are, but model.weights is none"
+        )
+    if training:
+        _check_tuning(name, len(class_names), config, adapters)
+    file = None if weights == "none" else open_weights(name, weights)
+    meta = file.meta if file else default_meta(name)
+    classes = resolve_subset(config.data.class_subset, class_names, meta)
+    if classes and (file is None or config.model.head == "new"):
+        raise InputError(
+            "data.class_subset says which of the weights' classes the data's are, but "
+            + ("model.weights is none" if file is None else "model.head=new draws a new head")
+        )
+    return Opened(name, meta, file, adapters, classes)
+
+
+def of_run(stored: StoredModel, config: Config, class_names: tuple[str, ...]) -> pretrained.Source:
+    """Returns the model of a run whose values are in its workdir. Raises InputError where the data has other classes."""
+    _check_classes(stored.meta, class_names)
+    weights = pretrained.source(
+        stored.meta.architecture,
+        class_names=class_names,
+        meta=stored.meta,
+        origin=stored.origin,
+        dropout=config.model.dropout,
+        drop_path=config.model.drop_path,
+    )
+    return with_adapters(weights, config.tune, stored.adapters)
+
+
+def _check_tuning(
+    name: str, num_classes: int, config: Config, adapters: AdapterFiles | None
+) -> None:
+    """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
+    deciding = config.tune.method == AUTO
+    tried = _stand_in(config, adapters) if deciding else config
+    if adapters:
+        check_method(adapters, tried.tune)
+    plain = pretrained.source(name, num_classes=num_classes)
+    model = with_adapters(plain, tried.tune).model
+    plans = make_plans(leaves(model), model.stages, tried.tune, model.auxiliary)
+    make_optimizer(plans[-1], tried.optimizer, lambda step: 0.0)
+    if deciding:
+        auto.check_rate(config)
+
+
+def _stand_in(config: Config, adapters: AdapterFiles | None) -> Config:
+    """Returns a config that tune.method=auto could decide on, with what is set in it: to be checked before the weights
+    are there. The groups are left out: their names are those of the method that is chosen.
+    """
+    method = auto.methods_for(config, adapters.method if adapters else "")[0]
+    tune = dataclasses.replace(config.tune, method=method, groups=(), keep=())
+    optimizer, given = config.optimizer, config.tune.keep
+    if "optimizer.schedule" not in given:
+        optimizer = dataclasses.replace(optimizer, schedule="constant")  # which all take
+    if "optimizer.name" not in given:
+        (taking, *_) = auto.optimizers_taking(optimizer.options)
+        optimizer = dataclasses.replace(optimizer, name=taking)
+    return dataclasses.replace(config, tune=tune, optimizer=optimizer)
+
+
+def _check_classes(stored: WeightsMeta, names: tuple[str, ...]) -> None:
+    if stored.class_names != names:
+        raise InputError(
+            f"the run was trained on {len(stored.class_names)} classes "
+            f"({', '.join(stored.class_names[:5])}...), the data has {len(names)} "
+            f"({', '.join(names[:5])}...)"
+        )
