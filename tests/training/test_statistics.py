@@ -134,8 +134,9 @@ def test_what_training_does_not_run_keeps_its_statistics():
     assert not np.array_equal(found["stem.bn.mean"], it.values["stem.bn.mean"])
 
 
-def test_an_estimate_takes_an_epoch_or_the_most():
-    assert batches_of_estimate(24, 8) == 3 and batches_of_estimate(25, 8) == 4
+def test_an_estimate_takes_an_epoch_within_the_least_and_the_most():
+    assert batches_of_estimate(160, 8) == 20 and batches_of_estimate(161, 8) == 21
+    assert batches_of_estimate(24, 8) == statistics.LEAST_BATCHES
     assert batches_of_estimate(10**6, 8) == statistics.MOST_BATCHES
 
 
@@ -262,14 +263,14 @@ def test_a_run_without_validation_ends_with_its_estimate(tmp_path, config):
 
 
 def test_the_estimate_is_of_the_average_and_of_the_last_batches(tmp_path, config):
-    config = config | {"data.augment": "pad_crop:1,flip"}
+    config = config | {"data.augment": "pad_crop:1,flip", "train.steps": 18}
     tlx.finetune(config, tmp_path / "run")
     found = values(tlx.load(tmp_path / "run"))
     it = Fixture(**{name.replace(".", "__"): value for name, value in config.items()})
     split = it.setup.open("train")["train"]
-    batches = pipeline.training_batches(split, seed=0, batch_size=8, start=3, stop=6)
+    batches = pipeline.training_batches(split, seed=0, batch_size=8, start=2, stop=18)
     step = setup_lib.statistics_step(it.setup, it.tuning, it.phase.plan)
-    expected = estimate(step, found, batches, 3, it.setup.mesh)
+    expected = estimate(step, found, batches, 2, it.setup.mesh)
     assert step._cache_size() == 1
     for path, value in expected.items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
@@ -325,9 +326,9 @@ def test_schedule_free_averages_have_statistics_of_their_own(tmp_path, monkeypat
     # They are those of the evaluated values, which training's are not.
     it = Fixture(**{name.replace(".", "__"): value for name, value in fields.items()})
     split = it.setup.open("train")["train"]
-    batches = pipeline.training_batches(split, seed=0, batch_size=8, start=3, stop=6)
+    batches = pipeline.training_batches(split, seed=0, batch_size=8, start=0, stop=6)
     step = setup_lib.statistics_step(it.setup, it.tuning, it.phase.plan)
-    for path, value in estimate(step, last, batches, 3, it.setup.mesh).items():
+    for path, value in estimate(step, last, batches, 0, it.setup.mesh).items():
         np.testing.assert_array_equal(last[path], value, err_msg=path)
 
     with monkeypatch.context() as patched, pytest.raises(Interrupted):

@@ -156,10 +156,18 @@ def test_every_method_is_averaged_validated_loaded_and_resumed(
     assert plain["val/loss"] != summary["val/loss"]
 
 
-def test_averages_that_do_not_go_together_are_refused(tmp_path, config):
-    free = {"optimizer.name": "schedule_free_sgd", "optimizer.schedule": "constant"}
+@pytest.mark.parametrize("average", ["ema:0.9", "swa:3"])
+@pytest.mark.parametrize(
+    "free",
+    [
+        {"optimizer.name": "schedule_free_sgd"},
+        {"tune.groups": "head.optimizer=schedule_free_adamw"},
+    ],
+)
+def test_averages_that_do_not_go_together_are_refused(tmp_path, config, average, free):
+    fields = config | free | {"optimizer.schedule": "constant", "optimizer.average": average}
     with pytest.raises(InputError, match="evaluated at averages of their own"):
-        tlx.finetune(config | free | {"optimizer.average": "ema:0.9"}, tmp_path / "run")
+        tlx.finetune(fields, tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 

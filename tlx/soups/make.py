@@ -4,7 +4,7 @@ finished runs of one network -> their checkpoints -> the mean of all, or of thos
 as a run leaves it, which `tlx.load`, `--mode=evaluate` and `--mode=export` read.
 
 The mean is of what the runs' plan trains; what is frozen is the same in all. BatchNorm statistics that moved are those of no mean:
-they are estimated for each soup of more than one checkpoint (`tlx.training.statistics`), from the first epoch of the first run.
+they are estimated for each soup of more than one checkpoint (`tlx.training.statistics`), from the first batches of the first run.
 Of methods with phases (gradual, lpft) those that no ingredient had moved yet stay as they are.
 """
 
