@@ -62,7 +62,14 @@ class Task:
     only: tuple[str, ...] = ()  # the methods that make sense; (): all
 
 
-FULL = ("full", "full, layer decay 0.7", "full, L2-SP", "full, DELTA", "full, BSS")
+FULL = (
+    "full",
+    "full, layer decay 0.7",
+    "full, BatchNorm frozen",
+    "full, L2-SP",
+    "full, DELTA",
+    "full, BSS",
+)
 AUTO = "auto"  # decides all but the data and the network
 
 CIFAR: Fields = {
@@ -126,6 +133,7 @@ def methods(task: Task) -> dict[str, tuple[Fields, tuple[float, ...]]]:
         "from scratch": ({**full, "model.weights": "none", "model.missing_ok": ""}, LARGE_RATES),
         "full": (full, SMALL_RATES),
         "full, layer decay 0.7": ({**full, "tune.layer_decay": 0.7}, SMALL_RATES),
+        "full, BatchNorm frozen": ({**full, "tune.batchnorm": "frozen"}, SMALL_RATES),
         "full, L2-SP": ({**full, "tune.regularizers": "l2sp:0.01:0.01"}, SMALL_RATES),
         "full, DELTA": ({**full, "tune.regularizers": "delta:0.01"}, SMALL_RATES),
         "full, BSS": ({**full, "tune.regularizers": "bss:0.001"}, SMALL_RATES),
