@@ -136,9 +136,10 @@ def test_exactly_the_planned_leaves_change_in_every_phase(network, method):
             assert changed == {*phase.plan.trainable, *phase.plan.statistics}
     trained, served = seen[-1]
     averaged = {path for path in trained if trained[path] != served[path]}
-    assert averaged == set(it.tuning.phases[-1].plan.trainable)
+    last = it.tuning.phases[-1].plan
+    assert averaged == {*last.trainable, *last.statistics}
     if method not in ("full", "lpft"):
-        assert it.tuning.phases[-1].plan.frozen
+        assert last.frozen
 
 
 # Arrays of a parameter's shape that an optimizer keeps of each, and its counts for each group.
