@@ -1,5 +1,6 @@
 """launch.sh as a process: what it starts, what it prints, and when it starts again."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -76,11 +77,18 @@ def test_a_signal_reaches_the_run_and_stops_the_restarts(tmp_path, number):
     )
     python = stub(tmp_path, f"exec {sys.executable} {script}")
     environment = os.environ | {"PYTHON": python, "TLX_RESTARTS": "5"}
-    with subprocess.Popen([LAUNCH, "local"], env=environment, stdout=subprocess.PIPE) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        process.send_signal(number)
-        assert process.wait(timeout=60) == 75
+    # Where the tests themselves run in the background SIGINT is ignored, and a shell cannot undo that.
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        [LAUNCH, "local"], env=environment, stdout=subprocess.PIPE, preexec_fn=heard
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            process.send_signal(number)
+            assert process.wait(timeout=60) == 75
+        finally:
+            process.kill()
     assert log.read_text() == f"{int(number)} "
 
 
