@@ -14,6 +14,7 @@ import pytest
 import tlx
 from tests import levels
 from tests.models.reference import images
+from tests.training.test_phases import evaluated_values
 from tlx import main, run
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.adapters import adapted_layers
@@ -116,14 +117,8 @@ class Scripted:
 def test_statistics_that_moved_are_estimated_and_those_of_one_checkpoint_kept(
     tmp_path, paths, monkeypatch
 ):
-    runs = paths("full-a", "full-b")
-    evaluate, seen = Setup.evaluate, []
-
-    def watched(self, split, found):
-        seen.append(jax.device_get(found))
-        return evaluate(self, split, found)
-
-    monkeypatch.setattr(Setup, "evaluate", watched)
+    runs, evaluate = paths("full-a", "full-b"), Setup.evaluate
+    seen = evaluated_values(monkeypatch)
     tlx.soup(runs, tmp_path / "soup", kind="uniform")
     soup, mean = values(tlx.load(tmp_path / "soup")), means(*map(tlx.load, runs))
     for path, value in soup.items():

@@ -15,6 +15,7 @@ from tests import levels
 from tests.training.test_step import Fixture
 from tlx.errors import InputError
 from tlx.models.leaves import values
+from tlx.setup import Setup
 from tlx.training import loop
 from tlx.training.loop import Interrupted
 from tlx.training.state import advance, all_values
@@ -31,6 +32,18 @@ def config(tmp_path):
         "optimizer.weight_decay": 0.1,
         "optimizer.clip_norm": 1.0,
     }
+
+
+def evaluated_values(monkeypatch):
+    """Returns a list that gets the values of every evaluation from now on, as path -> array."""
+    evaluate, seen = Setup.evaluate, []
+
+    def watched(self, split, found):
+        seen.append({path: np.array(value) for path, value in found.items()})
+        return evaluate(self, split, found)
+
+    monkeypatch.setattr(Setup, "evaluate", watched)
+    return seen
 
 
 def stop_at(monkeypatch, step):

@@ -11,7 +11,7 @@ from flax import nnx
 
 import tlx
 from tests import levels
-from tests.training.test_phases import stop_at
+from tests.training.test_phases import evaluated_values, stop_at
 from tests.training.test_step import SMALL, Fixture
 from tlx import config as config_lib
 from tlx import setup as setup_lib
@@ -20,7 +20,6 @@ from tlx.data.preprocess import normalize
 from tlx.models import family
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import values
-from tlx.setup import Setup
 from tlx.training import statistics
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Interrupted
@@ -147,14 +146,8 @@ def test_what_validation_saw_is_what_is_saved_loaded_and_resumed(
     fields = config | {"data.val_fraction": 0.25, "eval.every": "2", "checkpoint.every": "2",
                        "checkpoint.keep_last": 9, "eval.metric": "loss", "data.augment": "flip",
                        "tune.method": "partial", "tune.freeze_stages": 2}  # fmt: skip
-    evaluate, seen = Setup.evaluate, []
-
-    def watched(self, split, found):
-        seen.append({path: np.array(value) for path, value in found.items()})
-        return evaluate(self, split, found)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Setup, "evaluate", watched)
+        seen = evaluated_values(patched)
         summary = tlx.finetune(fields, tmp_path / "whole")
     assert "after step 2 BatchNorm statistics of the average" in capsys.readouterr().out
     last = values(tlx.load(tmp_path / "whole", checkpoint="last"))
@@ -306,14 +299,8 @@ def test_schedule_free_averages_have_statistics_of_their_own(tmp_path, monkeypat
     fields = levels.fields(tmp_path) | FREE | {"train.steps": 6, "optimizer.lr": 0.5}
     fields |= {"data.val_fraction": 0.25, "eval.every": "2", "eval.metric": "loss",
                "checkpoint.every": "2", "checkpoint.keep_last": 9}  # fmt: skip
-    evaluate, seen = Setup.evaluate, []
-
-    def watched(self, split, found):
-        seen.append({path: np.array(value) for path, value in found.items()})
-        return evaluate(self, split, found)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Setup, "evaluate", watched)
+        seen = evaluated_values(patched)
         summary = tlx.finetune(fields, tmp_path / "whole")
     assert "schedule-free: after step 0 BatchNorm statistics" in capsys.readouterr().out
     validated = seen[summary["best_step"] // 2 - 1]

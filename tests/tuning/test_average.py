@@ -7,7 +7,7 @@ import pytest
 
 import tlx
 from tests import levels
-from tests.training.test_phases import stop_at
+from tests.training.test_phases import evaluated_values, stop_at
 from tests.training.test_step import Fixture
 from tlx.errors import InputError
 from tlx.models.leaves import values
@@ -128,14 +128,8 @@ def test_every_method_is_averaged_validated_loaded_and_resumed(
         (fields["model.weights"],) = tlx.run.export(tmp_path / "source")
         fields["model.weights"] = str(fields["model.weights"])
         fields["model.name"] = "resnet20_cifar"
-    evaluate, seen = Setup.evaluate, []
-
-    def watched(self, split, found):
-        seen.append({path: np.array(value) for path, value in found.items()})
-        return evaluate(self, split, found)
-
     with monkeypatch.context() as patched:
-        patched.setattr(Setup, "evaluate", watched)
+        seen = evaluated_values(patched)
         summary = tlx.finetune(fields, tmp_path / "whole")
     last = values(tlx.load(tmp_path / "whole", checkpoint="last"))
     for path, value in values(tlx.load(tmp_path / "whole")).items():
