@@ -9,13 +9,13 @@ from tlx import create_model, main, save_weights
 from tlx.config import TuneConfig
 from tlx.errors import InputError
 from tlx.models import abstract_model, resnet, vgg, vit
-from tlx.models.adapters import adapted_layers, column_norms, merged
+from tlx.models.adapters import adapted_layers, attached, column_norms, merged
 from tlx.models.leaves import values, with_values
 from tlx.pretrained import source
 from tlx.tasks import get_task
 from tlx.training.mesh import make_mesh
 from tlx.training.step import make_eval_step
-from tlx.tuning.adapters import METHODS, attach, with_adapters
+from tlx.tuning.adapters import METHODS, chosen, with_adapters
 from tlx.weights.files import read_weights
 from tlx.weights.peft_read import load_adapters
 
@@ -143,10 +143,8 @@ def test_ia3_multiplies_inputs_or_outputs():
 
 def targets_of(name, method, *targets):
     model = abstract_model(name, num_classes=5)
-    return [
-        path
-        for path, _ in adapted_layers(attach(model, TuneConfig(method=method, targets=targets)))
-    ]
+    specs = chosen(model, TuneConfig(method=method, targets=targets))
+    return [path for path, _ in adapted_layers(attached(model, specs))]
 
 
 def test_which_layers_get_one():

@@ -150,12 +150,13 @@ def test_layer_decay_is_beits_for_a_transformer():
 
 
 def test_adapters_train_an_auxiliary_classifier_only_behind_them():
-    from tlx.tuning.adapters import attach
+    from tlx.models.adapters import attached
+    from tlx.tuning.adapters import chosen
 
     model = abstract_model("inception_v3", num_classes=10)
     for target, group in (("mixed7", FROZEN), ("mixed5", "head")):
         tune = TuneConfig(method="lora", targets=(target,))
-        found = leaves(attach(model, tune))
+        found = leaves(attached(model, chosen(model, tune)))
         (*_, plan) = make_plans(found, model.stages, tune, model.auxiliary)
         assert plan.labels["aux.fc.kernel"] == group
 

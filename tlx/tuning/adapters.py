@@ -45,11 +45,6 @@ def with_adapters(
     return dataclasses.replace(source, model=model, loaded=loaded)
 
 
-def attach(model: Model, tune: TuneConfig) -> Model:
-    """Returns the (abstract) model with an adapter at each of its target layers. Raises as `with_adapters`."""
-    return attached(model, chosen(model, tune))
-
-
 def chosen(model: Model, tune: TuneConfig) -> dict[str, Spec]:
     """Returns the adapters that `tune` asks for, by the paths of their layers. Raises as `with_adapters`."""
     method, targets = tune.method, _targets(model, candidates(model), tune)
