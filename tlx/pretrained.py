@@ -108,6 +108,11 @@ class Source:
     overridden: tuple[str, ...] = ()  # what of the weights' own preprocessing was changed
     trained: Trained | None = None  # the adapters, where they are not new
 
+    @property
+    def fresh(self) -> tuple[str, ...]:
+        """What the weights file lacks, and comes from the seed; nothing where no file is read."""
+        return self.loaded.fresh if self.loaded else ()
+
     @functools.cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""

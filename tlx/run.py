@@ -166,9 +166,8 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
         statistics of its averaged values to be estimated when the run goes on.
     """
     folder = Workdir(Path(workdir))
-    folder.read_config()  # the folder holds a run
-    meta, origin, adapters = stored_model(folder)
     config = folder.read_decided()
+    meta, origin, adapters = stored_model(folder)
     source = pretrained.source(
         meta.architecture, class_names=meta.class_names, meta=meta, origin=origin
     )

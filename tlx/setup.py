@@ -76,11 +76,6 @@ class Setup:
         model = self.model
         return make_plans(self.leaves, model.stages, self.config.tune, model.auxiliary)
 
-    @property
-    def drawn(self) -> tuple[str, ...]:
-        """What the weights file lacks, and comes from the seed; nothing where no file is read."""
-        return self.weights.loaded.fresh if self.weights.loaded else ()
-
     @functools.cached_property
     def eval_step(self) -> EvalStep:
         """The jitted evaluation step; one for all splits."""
@@ -216,7 +211,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
     """
     config = setup.config
     assert setup.splits.train is not None  # `prepare` was told that this is training
-    fresh_head = {path for path in setup.drawn if is_within(path, setup.model.classifiers)}
+    fresh_head = {path for path in setup.weights.fresh if is_within(path, setup.model.classifiers)}
     if fresh_head & set(setup.plans[-1].frozen):
         raise InputError(
             "the head is new, and would stay as it is drawn: train it too (tune.train_stages=...,head, or a rule "
@@ -314,7 +309,7 @@ def describe_drawn(setup: Setup) -> list[str]:
 
     It is none where all values are drawn (model.weights=none): features of a random network are asked for.
     """
-    frozen = [path for path in setup.drawn if path in set(setup.plans[-1].frozen)]
+    frozen = [path for path in setup.weights.fresh if path in set(setup.plans[-1].frozen)]
     kernels = [path for path in frozen if setup.leaves[path].is_parameter]
     stages = [s for s in setup.model.stages if any(is_within(path, (s,)) for path in kernels)]
     if not stages:

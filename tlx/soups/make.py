@@ -35,7 +35,7 @@ from tlx.soups.runs import Run, compare, describe_drawn, open_run
 from tlx.summary import make_report, results, run_facts
 from tlx.training.checkpoint import Checkpoints, Position, save_base
 from tlx.training.mesh import replicated
-from tlx.training.resume import adapter_facts, restore_values, stored_model
+from tlx.training.resume import adapter_facts, restore_values
 from tlx.training.state import TrainState
 from tlx.training.statistics import batches_of_estimate, estimate
 from tlx.training.step import StatisticsStep
@@ -98,7 +98,7 @@ def make_soup(
         for line in describe_drawn(runs[0], other):
             print(line, flush=True)
     first = runs[0]
-    setup, lines = prepare(config, stored=stored_model(first.folder))
+    setup, lines = prepare(config, stored=first.stored)
     print(*lines, sep="\n", flush=True)
     networks = _Networks(config, setup, runs)
     found = [ingredient for run in runs for ingredient in networks.ingredients(run)]
@@ -267,7 +267,6 @@ def _write(
     setup, config, name = networks.setup, networks.config, networks.setup.held_out
     phase = networks.phase(networks.plan(made.ingredients))
     plan = setup.plans[phase]
-    stored = stored_model(first.folder)
     base = {
         key: fact for key, fact in first.facts.items() if key not in ("frozen_sha256", "origin")
     }
@@ -284,9 +283,9 @@ def _write(
         digest = save_base(
             path,
             {p: network[p] for p in plan.frozen},
-            stored.meta,
+            first.stored.meta,
             base | adapter_facts(setup.model),
-            stored.origin,
+            first.stored.origin,
         )
         position = Position(
             step=step,

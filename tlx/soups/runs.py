@@ -13,7 +13,7 @@ from tlx.errors import InputError
 from tlx.models.adapters import NAME as ADAPTER
 from tlx.setup import Setup, prepare
 from tlx.soups.config import MERGED
-from tlx.training.resume import drawn_digests, stored_facts, stored_model
+from tlx.training.resume import StoredModel, drawn_digests, stored_facts, stored_model
 from tlx.weights.load import listing
 from tlx.workdir import Workdir
 
@@ -24,6 +24,7 @@ class Run:
 
     path: str  # as it was given
     setup: Setup  # of its own config
+    stored: StoredModel
     facts: Mapping[str, Any]  # of base.json
     drawn: Mapping[str, str]  # path -> hash of what training began with and no file filled
 
@@ -57,8 +58,9 @@ def open_run(path: str, where: Mapping[str, Any]) -> Run:
             f"{path} is not finished: the command that started it goes on; or leave it out"
         )
     own = config_lib.build(folder.read_decided(), where)
-    setup, _ = prepare(own, stored=stored_model(folder))
-    return Run(path, setup, stored_facts(folder)[1], drawn_digests(folder))
+    stored = stored_model(folder)
+    setup, _ = prepare(own, stored=stored)
+    return Run(path, setup, stored, stored_facts(folder)[1], drawn_digests(folder))
 
 
 def compare(one: Run, two: Run) -> None:

@@ -35,10 +35,9 @@ def facts(splits: Splits, source: Source, *, multiple: int = 1) -> Facts:
     assert splits.train is not None
     examples, model, found = splits.train, source.model, source.leaves
     labels = examples.labels
-    fresh = source.loaded.fresh if source.loaded else ()
     attention = any(".attention." in path for path in found)
     picture = picture_size(examples)
-    changed = {path.split(".", 1)[0] for path in fresh}
+    changed = {path.split(".", 1)[0] for path in source.fresh}
     if source.file is not None and source.file.meta.stem != model.meta.stem:
         changed.add(model.stages[0])
     return Facts(
@@ -53,7 +52,8 @@ def facts(splits: Splits, source: Source, *, multiple: int = 1) -> Facts:
         stages=model.stages,
         pretrained=source.loaded is not None,
         fresh_stages=tuple(stage for stage in model.stages if stage in changed),
-        new_head=source.loaded is None or any(is_within(p, model.classifiers) for p in fresh),
+        new_head=source.loaded is None
+        or any(is_within(p, model.classifiers) for p in source.fresh),
         numbered=splits.numbered,
         multiple=multiple,
         adapters=source.trained.files.method if source.trained else "",
