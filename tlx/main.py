@@ -17,6 +17,7 @@ from typing import Any
 from tlx import config as config_lib
 from tlx.config import Config
 from tlx.errors import InputError
+from tlx.memory import keep_freed_memory
 from tlx.soups.config import soup_config
 from tlx.workdir import Workdir, default_path
 
@@ -179,4 +180,5 @@ def _complain(text: str) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
+    keep_freed_memory()
     sys.exit(main(sys.argv[1:]))

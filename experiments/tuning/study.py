@@ -30,6 +30,7 @@ import tlx
 from tlx import config as config_lib
 from tlx.errors import InputError
 from tlx.files import write_json_atomic, write_text_atomic
+from tlx.memory import keep_freed_memory
 
 HERE = Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -301,6 +302,7 @@ def main() -> None:
     parser.add_argument("--methods", default="")
     parser.add_argument("--table", action="store_true")
     arguments = parser.parse_args()
+    keep_freed_memory()
     study = Study(arguments.task, arguments.shared)
     if not arguments.table:
         study.run([m for m in arguments.methods.split(";") if m])

@@ -18,6 +18,14 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from tlx.models.formulations import (
+    add_channels,
+    channel_sum,
+    convolve,
+    scale_channels,
+    window_max,
+)
+
 Size = int | tuple[int, int]  # pixels: both sides, or (height, width)
 Initializer = Callable[[jax.Array, tuple[int, ...], Any], jax.Array]
 
@@ -116,7 +124,7 @@ class Layer(nnx.Module):
 
     def with_bias(self, y: jax.Array) -> jax.Array:
         """Adds the bias where there is one."""
-        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+        return y if self.bias is None else add_channels(y, self.bias[...].astype(y.dtype))
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps the layer's inputs to its outputs, in the input's dtype."""
@@ -151,13 +159,12 @@ class Conv(Layer):
     def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Maps [B, H, W, in] to [B, H', W', out]."""
         padding = "SAME" if self.padding == "same" else [(p, p) for p in self.padding]
-        return lax.conv_general_dilated(
+        return convolve(
             x,
             kernel.astype(x.dtype),
-            window_strides=(self.stride, self.stride),
+            stride=self.stride,
             padding=padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+            groups=self.groups,
         )
 
 
@@ -206,16 +213,16 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(x)
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         if x.dtype == jnp.float32:
-            return (x - mean) * scale + self.bias[...]
+            return scale_channels(x, mean, scale, self.bias[...])
         shift = self.bias[...] - mean * scale
         return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
 
     def _batch_statistics(self, x: jax.Array) -> tuple[jax.Array, jax.Array]:
-        axes = tuple(range(x.ndim - 1))
         x = x.astype(jnp.float32)
-        mean = jnp.mean(x, axes)
-        var = jnp.mean(jnp.square(x - mean), axes)
         count = x.size // x.shape[-1]
+        mean = channel_sum(x) / count
+        # The mean's own gradient through the variance is zero.
+        var = channel_sum(jnp.square(x - lax.stop_gradient(mean))) / count
         unbiased = var * (count / max(count - 1, 1))
         keep = 1.0 - self.momentum
         self.mean[...] = keep * self.mean[...] + self.momentum * lax.stop_gradient(mean)
@@ -237,8 +244,9 @@ class LayerNorm(nnx.Module):
         mean = jnp.mean(wide, -1, keepdims=True)
         centred = wide - mean
         var = jnp.mean(jnp.square(centred), -1, keepdims=True)
-        y = centred * lax.rsqrt(var + self.epsilon) * self.scale[...] + self.bias[...]
-        return y.astype(x.dtype)
+        normal = centred * lax.rsqrt(var + self.epsilon)
+        zero = jnp.zeros_like(self.bias[...])
+        return scale_channels(normal, zero, self.scale[...], self.bias[...]).astype(x.dtype)
 
 
 def subkeys(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
@@ -281,14 +289,7 @@ def max_pool(
         (padding, padding + (_overhang(n, window, stride, padding) if ceil_mode else 0))
         for n in x.shape[1:3]
     ]
-    return lax.reduce_window(
-        x,
-        -jnp.inf,
-        lax.max,
-        (1, window, window, 1),
-        (1, stride, stride, 1),
-        ((0, 0), *pads, (0, 0)),
-    )
+    return window_max(x, window, stride=stride, padding=pads)
 
 
 def average_pool(

@@ -18,6 +18,7 @@ from tlx.models.base import Model
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import Values, values, with_values
 from tlx.tasks import LossOptions, Task
+from tlx.training.compilation import jit
 from tlx.training.mesh import replicated, split_batch
 from tlx.training.state import TrainState
 from tlx.tuning.average import averages_statistics
@@ -169,7 +170,7 @@ def make_train_step(
         return TrainState(trainable, statistics, optimizer_state), metrics
 
     whole, rows = replicated(mesh), split_batch(mesh)
-    return jax.jit(
+    return jit(
         train_step,
         in_shardings=(whole, whole, rows, whole, *([whole] if penalties.need_source else [])),
         out_shardings=(whole, whole),
@@ -225,7 +226,7 @@ def make_statistics_step(
         return jax.lax.scan(accumulate, mean, numbered)[0]
 
     whole, rows = replicated(mesh), split_batch(mesh)
-    return jax.jit(statistics_step, in_shardings=(whole, rows, whole, whole), out_shardings=whole)
+    return jit(statistics_step, in_shardings=(whole, rows, whole, whole), out_shardings=whole)
 
 
 def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalStep:
@@ -238,7 +239,7 @@ def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalS
         return task.outcomes(logits, batch)
 
     whole, rows = replicated(mesh), split_batch(mesh)
-    return jax.jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)
+    return jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)
 
 
 def _training_inputs(

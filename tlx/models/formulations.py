@@ -1,0 +1,223 @@
+"""How convolutions, pooling and sums over channels are written for the backend.
+
+Every formulation has the same values and gradients but for rounding. Accelerators get XLA's own operations. On the CPU some of these
+are slow, measured with jaxlib 0.10.2 on one core of about 100 GFLOP/s (experiments/bench):
+
+* A convolution whose output is 2x2 pixels or fewer: 2 to 8 GFLOP/s, as matrix products 100.
+* The gradient of a maximum over windows: 8 times that of one that keeps where each maximum was.
+* A sum over all axes but the last: 1 to 5 GB/s; 20 to 50 where eight parts are added up first.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+Pads = Sequence[tuple[int, int]]  # before and after, of height and width
+
+FEW_PIXELS = 4  # of a convolution's output, height times width
+PARTS = 8
+
+
+def convolve(
+    x: jax.Array, kernel: jax.Array, *, stride: int, padding: Pads | str, groups: int
+) -> jax.Array:
+    """Maps [B, H, W, in] to [B, H', W', out].
+
+    Args:
+      x: the map.
+      kernel: [kh, kw, in / groups, out], of the same dtype.
+      stride: pixels.
+      padding: zeros around the map, or "SAME": as TensorFlow pads.
+      groups: of channels that are convolved apart.
+    """
+    sizes = kernel.shape[:2]
+    if _on_cpu() and groups == 1 and sizes != (1, 1):
+        strides = (stride, stride)
+        pads = (
+            lax.padtype_to_pads(x.shape[1:3], sizes, strides, padding)
+            if isinstance(padding, str)
+            else padding
+        )
+        height, width = _output_size(x, sizes, stride, pads)
+        if 0 < height * width <= FEW_PIXELS:
+            return _convolve_few(x, kernel, stride, pads)
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(stride, stride),
+        padding=padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
+
+
+def _convolve_few(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Returns the convolution as one matrix product; places of the kernel that meet only padding are left out."""
+    sizes = kernel.shape[:2]
+    height, width = _output_size(x, sizes, stride, padding)
+
+    def meets(at: int, count: int, length: int, before: int) -> bool:
+        return any(0 <= at - before + step * stride < length for step in range(count))
+
+    used = [
+        (row, column)
+        for row in range(sizes[0])
+        for column in range(sizes[1])
+        if meets(row, height, x.shape[1], padding[0][0])
+        and meets(column, width, x.shape[2], padding[1][0])
+    ]
+    windows = dict(_windows(x, sizes, stride, padding, 0))
+    patches = jnp.concatenate([windows[place] for place in used], -1)
+    return patches @ jnp.concatenate([kernel[place] for place in used], 0)
+
+
+def window_max(x: jax.Array, window: int, *, stride: int, padding: Pads) -> jax.Array:
+    """Returns the maximum over windows of [B, H, W, C], padded with -inf.
+
+    Of equal values the gradient goes to the first, row by row, as in PyTorch; NaN is passed on.
+    """
+    if not _on_cpu():
+        pads = ((0, 0), *padding, (0, 0))
+        sizes, strides = (1, window, window, 1), (1, stride, stride, 1)
+        return lax.reduce_window(x, -jnp.inf, lax.max, sizes, strides, pads)
+    return _window_max(x, window, stride, tuple(padding))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _window_max(x: jax.Array, window: int, stride: int, padding: Pads) -> jax.Array:
+    return _largest(x, window, stride, padding)[0]
+
+
+def _largest(x: jax.Array, window: int, stride: int, padding: Pads) -> tuple[jax.Array, jax.Array]:
+    """Returns the maximum of each window, and the number of its place in it."""
+    (_, value), *others = _windows(x, (window, window), stride, padding, -jnp.inf)
+    number = jnp.uint8 if window * window <= 256 else jnp.int32
+    place = jnp.zeros(value.shape, number)
+    for i, (_, other) in enumerate(others, 1):
+        larger = (other > value) | jnp.isnan(other)
+        value = jnp.where(larger, other, value)
+        place = jnp.where(larger, number(i), place)
+    return value, place
+
+
+def _window_max_forward(
+    x: jax.Array, window: int, stride: int, padding: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    value, place = _largest(x, window, stride, padding)
+    return value, (place, jnp.empty((0, *x.shape[1:3])))
+
+
+def _window_max_backward(
+    window: int, stride: int, padding: Pads, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array]:
+    place, empty = kept
+    zero = jnp.zeros((), gradient.dtype)
+    total = zero
+    for number in range(window * window):
+        edges = []
+        at = divmod(number, window)
+        for axis in range(2):
+            before = at[axis] - padding[axis][0]
+            last = before + (gradient.shape[1 + axis] - 1) * stride
+            edges.append((before, empty.shape[1 + axis] - 1 - last, stride - 1))
+        part = jnp.where(place == number, gradient, zero)
+        total = total + lax.pad(part, zero, ((0, 0, 0), *edges, (0, 0, 0)))
+    return (total,)
+
+
+_window_max.defvjp(_window_max_forward, _window_max_backward)
+
+
+@jax.custom_vjp
+def channel_sum(x: jax.Array) -> jax.Array:
+    """Returns the sum of [..., C] over all axes but the last: [C]."""
+    return _channel_sum(x)
+
+
+def _channel_sum(x: jax.Array) -> jax.Array:
+    rows = x.reshape(-1, x.shape[-1])
+    length = len(rows) // PARTS
+    if not _on_cpu() or jax.device_count() > 1 or length < PARTS:
+        return jnp.sum(x, tuple(range(x.ndim - 1)))
+    total = rows[:length]
+    for start in range(length, PARTS * length, length):
+        total = total + rows[start : start + length]
+    return jnp.sum(total, 0) + jnp.sum(rows[PARTS * length :], 0)
+
+
+def _channel_sum_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return _channel_sum(x), jnp.empty((0, *x.shape[:-1]))
+
+
+def _channel_sum_backward(empty: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.broadcast_to(gradient, (*empty.shape[1:], *gradient.shape)),)
+
+
+channel_sum.defvjp(_channel_sum_forward, _channel_sum_backward)
+
+
+@jax.custom_vjp
+def add_channels(x: jax.Array, shift: jax.Array) -> jax.Array:
+    """Returns x + shift, of [..., C] and [C]."""
+    return x + shift
+
+
+add_channels.defvjp(
+    lambda x, shift: (x + shift, None),
+    lambda _, gradient: (gradient, channel_sum(gradient)),
+)
+
+
+@jax.custom_vjp
+def scale_channels(
+    x: jax.Array, center: jax.Array, scale: jax.Array, shift: jax.Array
+) -> jax.Array:
+    """Returns (x - center) * scale + shift, of [..., C] and three of [C]."""
+    return (x - center) * scale + shift
+
+
+def _scale_channels_forward(
+    x: jax.Array, center: jax.Array, scale: jax.Array, shift: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    return (x - center) * scale + shift, (x, center, scale)
+
+
+def _scale_channels_backward(
+    kept: tuple[jax.Array, jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    x, center, scale = kept
+    total = channel_sum(gradient)
+    return gradient * scale, -scale * total, channel_sum(gradient * (x - center)), total
+
+
+scale_channels.defvjp(_scale_channels_forward, _scale_channels_backward)
+
+
+def _windows(
+    x: jax.Array, sizes: Sequence[int], stride: int, padding: Pads, fill: float
+) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+    """Yields each place in a window, row by row, and the values there: [B, H', W', C]."""
+    height, width = _output_size(x, sizes, stride, padding)
+    x = jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=fill)
+    for top in range(sizes[0]):
+        for left in range(sizes[1]):
+            rows = slice(top, top + (height - 1) * stride + 1, stride)
+            columns = slice(left, left + (width - 1) * stride + 1, stride)
+            yield (top, left), x[:, rows, columns]
+
+
+def _output_size(x: jax.Array, sizes: Sequence[int], stride: int, padding: Pads) -> tuple[int, int]:
+    height, width = (
+        (length + sum(pads) - size) // stride + 1
+        for length, size, pads in zip(x.shape[1:3], sizes, padding, strict=True)
+    )
+    return height, width
+
+
+def _on_cpu() -> bool:
+    return jax.default_backend() == "cpu"
