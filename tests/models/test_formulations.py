@@ -1,0 +1,158 @@
+"""What is written for the CPU gives what XLA's own operations give."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from tlx.models import formulations
+from tlx.models.formulations import channel_sum, convolve, scale_channels, window_max
+
+
+def normal(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).standard_normal(shape), jnp.float32)
+
+
+def gradients(function, *arguments):
+    """Returns the values, and the gradients of their sum weighted at random."""
+    values, back = jax.vjp(function, *arguments)
+    return values, back(normal(*values.shape, seed=9))
+
+
+def assert_close(found, expected):
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
+
+
+def lax_convolution(x, kernel, stride, padding):
+    numbers = ("NHWC", "HWIO", "NHWC")
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=numbers, precision="highest"
+    )
+
+
+@pytest.mark.parametrize(
+    ("side", "kernel", "stride", "padding"),
+    [
+        (1, 3, 1, [(1, 1), (1, 1)]),
+        (2, 3, 1, [(1, 1), (1, 1)]),
+        (4, 3, 2, [(1, 1), (1, 1)]),
+        (3, 3, 2, "SAME"),
+        (2, 3, 2, "SAME"),
+        (5, 5, 1, [(0, 0), (0, 0)]),
+        (7, 7, 4, [(2, 1), (0, 2)]),
+        (1, 5, 1, [(2, 2), (2, 2)]),
+        (2, 3, 3, [(2, 2), (2, 2)]),
+    ],
+)
+def test_a_convolution_to_few_pixels_is_that_of_lax(side, kernel, stride, padding):
+    x, weights = normal(3, side, side, 5), normal(kernel, kernel, 5, 4, seed=1)
+    found = gradients(
+        lambda x, k: convolve(x, k, stride=stride, padding=padding, groups=1), x, weights
+    )
+    assert_close(found, gradients(lambda x, k: lax_convolution(x, k, stride, padding), x, weights))
+
+
+def flops(function, *arguments):
+    return jax.jit(function).lower(*arguments).compile().cost_analysis()["flops"]
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators use lax.conv")
+def test_places_of_a_kernel_that_meet_only_padding_cost_nothing():
+    x, weights = normal(8, 1, 1, 64), normal(3, 3, 64, 64)
+
+    def few(x, k):
+        return convolve(x, k, stride=1, padding=[(1, 1), (1, 1)], groups=1)
+
+    assert flops(few, x, weights) <= 1.1 * (2 * 8 * 64 * 64)
+    assert "convolution(" not in jax.jit(few).lower(x, weights).compile().as_text()
+
+
+def lax_maximum(x, window, stride, padding):
+    sizes, strides = (1, window, window, 1), (1, stride, stride, 1)
+    return lax.reduce_window(x, -jnp.inf, lax.max, sizes, strides, ((0, 0), *padding, (0, 0)))
+
+
+@pytest.mark.parametrize(
+    ("size", "window", "stride", "padding"),
+    [
+        ((9, 9), 3, 2, [(0, 0), (0, 0)]),
+        ((8, 7), 3, 2, [(1, 1), (1, 1)]),
+        ((8, 8), 3, 2, [(0, 1), (0, 1)]),
+        ((7, 10), 2, 2, [(0, 0), (0, 0)]),
+        ((6, 6), 3, 1, [(1, 1), (1, 1)]),
+        ((7, 7), 2, 3, [(0, 0), (0, 0)]),
+        ((20, 20), 17, 1, [(0, 0), (0, 0)]),
+    ],
+)
+def test_the_maximum_of_windows_and_its_gradient_are_those_of_lax(size, window, stride, padding):
+    x = normal(2, *size, 3)
+    found = gradients(lambda x: window_max(x, window, stride=stride, padding=padding), x)
+    expected = gradients(lambda x: lax_maximum(x, window, stride, padding), x)
+    np.testing.assert_array_equal(found[0], expected[0])
+    assert_close(found[1], expected[1])
+
+
+def test_the_maximum_passes_nan_on_and_keeps_bfloat16():
+    x = np.asarray(normal(1, 5, 5, 1)).copy()
+    x[0, 0, 0], x[0, 4, 4] = np.nan, np.nan
+    found = window_max(jnp.asarray(x), 3, stride=2, padding=[(0, 0), (0, 0)])
+    np.testing.assert_array_equal(np.isnan(found[0, :, :, 0]), [[True, False], [False, True]])
+    half = normal(1, 6, 6, 2).astype(jnp.bfloat16)
+    value, (gradient,) = gradients(
+        lambda x: window_max(x, 2, stride=2, padding=[(0, 0)] * 2).astype(jnp.float32), half
+    )
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(value, lax_maximum(half, 2, 2, [(0, 0)] * 2))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("window", "stride", "padding"), [(3, 2, 1), (2, 2, 0), (3, 1, 1)])
+def test_of_equal_maxima_the_gradient_goes_to_pytorchs(window, stride, padding):
+    import torch
+
+    x = np.random.default_rng(0).integers(0, 3, (2, 8, 9, 3)).astype(np.float32)
+    theirs = torch.from_numpy(x.transpose(0, 3, 1, 2).copy()).requires_grad_()
+    pooled = torch.nn.functional.max_pool2d(theirs, window, stride, padding)
+    values, back = jax.vjp(
+        lambda x: window_max(x, window, stride=stride, padding=[(padding, padding)] * 2), x
+    )
+    np.testing.assert_array_equal(values, pooled.detach().numpy().transpose(0, 2, 3, 1))
+    weights = np.random.default_rng(1).integers(1, 9, values.shape).astype(np.float32)
+    pooled.backward(torch.from_numpy(weights.transpose(0, 3, 1, 2).copy()))
+    np.testing.assert_array_equal(
+        back(jnp.asarray(weights))[0], theirs.grad.numpy().transpose(0, 2, 3, 1)
+    )
+
+
+@pytest.mark.parametrize("shape", [(4, 16, 16, 3), (3, 13, 13, 5), (67, 2), (7, 4), (1, 1, 1, 2)])
+def test_the_sum_over_all_but_channels_is_exact_to_rounding(shape):
+    x = normal(*shape) + 1
+    value, (gradient,) = gradients(channel_sum, x)
+    exact = np.asarray(x, np.float64).reshape(-1, shape[-1]).sum(0)
+    np.testing.assert_allclose(value, exact, rtol=1e-6)
+    np.testing.assert_array_equal(gradient, np.broadcast_to(normal(shape[-1], seed=9), shape))
+
+
+def test_scaling_channels_has_the_gradients_of_what_it_is():
+    arguments = normal(4, 15, 15, 3), normal(3, seed=1), normal(3, seed=2), normal(3, seed=3)
+    found = gradients(scale_channels, *arguments)
+    assert_close(found, gradients(lambda x, c, a, b: (x - c) * a + b, *arguments))
+
+
+def test_accelerators_get_the_operations_of_lax(monkeypatch):
+    monkeypatch.setattr(formulations, "_on_cpu", lambda: False)
+    x, weights = normal(2, 2, 2, 3), normal(3, 3, 3, 4)
+    text = str(
+        jax.make_jaxpr(
+            lambda x, k: window_max(
+                convolve(x, k, stride=1, padding=[(1, 1), (1, 1)], groups=1),
+                2,
+                stride=2,
+                padding=[(0, 0), (0, 0)],
+            )
+        )(x, weights)
+    )
+    assert "conv_general_dilated" in text
+    assert "reduce_window" in text
