@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from tlx.models.base import Model, Rates
+from tlx.models.formulations import add_relu
 from tlx.models.layers import (
     BatchNorm,
     Conv,
@@ -157,7 +158,7 @@ class BasicBlock(nnx.Module):
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = drop_path(self.bn2(self.conv2(y)), self.drop_path, key)
-        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return add_relu(y, x if self.shortcut is None else self.shortcut(x))
 
 
 class Bottleneck(nnx.Module):
@@ -183,7 +184,7 @@ class Bottleneck(nnx.Module):
         y = jax.nn.relu(self.bn1(self.conv1(x)))
         y = jax.nn.relu(self.bn2(self.conv2(y)))
         y = drop_path(self.bn3(self.conv3(y)), self.drop_path, key)
-        return jax.nn.relu(y + (x if self.shortcut is None else self.shortcut(x)))
+        return add_relu(y, x if self.shortcut is None else self.shortcut(x))
 
 
 class Layer(nnx.List):
