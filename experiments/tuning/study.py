@@ -41,6 +41,9 @@ Fields = Mapping[str, Any]
 
 SMALL_RATES = (1e-4, 3e-4, 1e-3)  # of methods that move pretrained kernels
 LARGE_RATES = (1e-3, 3e-3, 1e-2)  # of methods that do not
+# Where the head is new, it learns ten times as fast as the pretrained kernels that are trained with it.
+NEW_HEAD: Fields = {"tune.groups": ("head.lr=10",)}
+NEW_HEAD_RATES = (3e-5, 1e-4)
 
 RECIPE: Fields = {
     "optimizer.name": "adamw",
@@ -61,6 +64,7 @@ class Task:
     early: str  # the first stages, for surgical
     first: int  # partial: stages that stay frozen
     only: tuple[str, ...] = ()  # the methods that make sense; (): all
+    new_head: bool = False
 
 
 FULL = (
@@ -108,6 +112,7 @@ TASKS = {
         },
         "stem,stage1",
         2,
+        new_head=True,
     ),
     "ants_resnet18": Task(
         {
@@ -121,6 +126,7 @@ TASKS = {
         4,
         # Others would leave layer4, which the file lacks, as it is drawn.
         ("from scratch", *FULL, "partial", "surgical", AUTO),
+        new_head=True,
     ),
 }
 # Where the rates were chosen, if not in the task itself.
@@ -151,6 +157,10 @@ def methods(task: Task) -> dict[str, tuple[Fields, tuple[float, ...]]]:
         "bottleneck": ({"tune.method": "bottleneck"}, LARGE_RATES),
         AUTO: ({"tune.method": "auto"}, ()),
     }
+    if task.new_head:
+        for name, (fields, rates) in known.items():
+            if rates == SMALL_RATES:
+                known[name] = ({**NEW_HEAD, **fields}, NEW_HEAD_RATES)
     return {name: how for name, how in known.items() if not task.only or name in task.only}
 
 
