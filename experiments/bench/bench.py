@@ -1,0 +1,152 @@
+"""Steps of tlx and of PyTorch on the same work, in turns, and what came of it.
+
+  python experiments/bench/bench.py [--rows=resnet18] [--rounds=7]
+
+Each row is a job that two processes have ready: tlx's and PyTorch's. In every round each runs so many steps as take PyTorch about
+two seconds, one after the other, the first of them in turns; the other waits meanwhile. A round's ratio is that of images a second,
+tlx / PyTorch: above 1 tlx is faster. Writes steps_DEVICE.json and steps_DEVICE.md beside this file; rows that are not run again stay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from worker import Job
+
+from tlx.files import write_json_atomic, write_text_atomic
+
+HERE = Path(__file__).parent
+SECONDS = 2.0  # of a round
+VERSIONS = ("jax", "jaxlib", "flax", "torch", "torchvision", "timm")
+
+CPU_JOBS = (
+    Job("resnet18", 32, 100),
+    Job("resnet18", 224, 16),
+    Job("resnet50", 224, 16),
+    Job("squeezenet1_0", 224, 16),
+    Job("vgg16", 224, 8),
+    Job("inception_v3", 299, 8),
+    Job("vit_base_patch16_224", 224, 8),
+    Job("resnet18", 224, 16, "last"),
+    Job("resnet18", 224, 16, "head"),
+    Job("resnet18", 32, 128, ""),
+    Job("resnet18", 224, 16, ""),
+    Job("resnet50", 32, 128, ""),
+    Job("resnet50", 224, 16, ""),
+)
+GPU_JOBS = (
+    Job("resnet50", 224, 256, dtype="bfloat16"),
+    Job("vit_base_patch16_224", 224, 128, dtype="bfloat16"),
+    Job("resnet50", 224, 256, "head", dtype="bfloat16"),
+    Job("resnet50", 224, 256, "", dtype="bfloat16"),
+)
+
+
+class Worker:
+    """A process that runs steps when asked."""
+
+    def __init__(self, script: str, job: Job):
+        self.process = subprocess.Popen(
+            [sys.executable, str(HERE / script), json.dumps(dataclasses.asdict(job))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.start = self._answer()
+
+    def seconds(self, steps: int) -> float:
+        """Returns how long so many steps take."""
+        assert self.process.stdin is not None
+        print(steps, file=self.process.stdin, flush=True)
+        return float(self._answer()["seconds"])
+
+    def close(self) -> dict[str, float]:
+        """Returns what the process says of itself in the end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        last = self._answer()
+        self.process.wait()
+        return last
+
+    def _answer(self) -> dict[str, float]:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{self.process.args} ended: {self.process.wait()}")
+        answer: dict[str, float] = json.loads(line)
+        return answer
+
+
+def measure(job: Job, rounds: int) -> dict[str, Any]:
+    """Returns the job's row."""
+    workers = {"tlx": Worker("ours.py", job), "pytorch": Worker("theirs.py", job)}
+    steps = max(1, round(SECONDS / min(workers["pytorch"].seconds(1) for _ in range(2))))
+    order = list(workers)
+    times: dict[str, list[float]] = {name: [] for name in workers}
+    for _ in range(rounds):
+        for name in order:
+            times[name].append(workers[name].seconds(steps) / steps)
+        order.reverse()
+    row: dict[str, Any] = {"job": dataclasses.asdict(job), "steps": steps, "seconds": times}
+    for name, worker in workers.items():
+        row[name] = {**worker.start, **worker.close()}
+    row["versions"] = {name: metadata.version(name) for name in VERSIONS}
+    row["python"] = platform.python_version()
+    return row
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Returns a line for each row."""
+    lines = [
+        "| network | pixels | batch | dtype | trained | tlx, images/s | PyTorch, images/s | ratio (spread) "
+        "| memory, ratio | first step, s |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        job, times = Job(**row["job"]), row["seconds"]
+        ratios = sorted(b / a for a, b in zip(times["tlx"], times["pytorch"], strict=True))
+        ours, theirs = (job.batch / statistics.median(times[k]) for k in ("tlx", "pytorch"))
+        lines.append(
+            f"| {job.model} | {job.size} | {job.batch} | {job.dtype} | {job.trained or 'inference'} "
+            f"| {ours:.1f} | {theirs:.1f} | {statistics.median(ratios):.2f} "
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) "
+            f"| {row['tlx']['peak'] / row['pytorch']['peak']:.2f} | {row['tlx']['first']:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rows", default="", help="networks, with commas; all of them if empty")
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
+    arguments = parser.parse_args()
+    names = [name for name in arguments.rows.split(",") if name]
+    jobs = CPU_JOBS if arguments.device == "cpu" else GPU_JOBS
+    file = HERE / f"steps_{arguments.device}.json"
+    rows = json.loads(file.read_text()) if file.exists() else []
+    for job in jobs:
+        if names and job.model not in names:
+            continue
+        row = measure(job, arguments.rounds)
+        rows = [other for other in rows if other["job"] != row["job"]] + [row]
+        write_json_atomic(file, rows)
+        order = [dataclasses.asdict(job) for job in jobs]
+        rows.sort(key=lambda row: order.index(row["job"]) if row["job"] in order else len(order))
+        write_text_atomic(HERE / f"steps_{arguments.device}.md", table(rows))
+        print(table([row]).splitlines()[-1], flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A worker of bench.py: steps of PyTorch. `python theirs.py JOB` answers each line `N` on its input with the seconds of N steps."""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import torch
+from worker import CLASSES, Job, Steps, pictures, serve
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+from tests.torchvision_import import import_torchvision
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def network(name: str) -> torch.nn.Module:
+    """Returns torchvision's network of tlx's name, or timm's."""
+    if name.startswith("vit"):
+        import timm
+
+        return timm.create_model(name, num_classes=CLASSES)
+    models = import_torchvision().models
+    own = {"init_weights": False, "aux_logits": False} if name == "inception_v3" else {}
+    return getattr(models, name)(num_classes=CLASSES, **own)
+
+
+def stages(model: torch.nn.Module, name: str) -> list[torch.nn.Module]:
+    """Returns what is trained by "last": the last stage and the head."""
+    if name.startswith("resnet"):
+        return [model.layer4, model.fc]
+    return [model.blocks[-1], model.norm, model.head]
+
+
+def steps(job: Job) -> Steps:
+    """Builds the job; frozen parts run without a tape, in channels_last, in the faster number of threads."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = network(job.model).to(device, memory_format=torch.channels_last)
+    images, labels = pictures(job)
+    mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
+    half = torch.autocast(device, torch.bfloat16, enabled=job.dtype == "bfloat16")
+    if job.trained in ("head", "last"):
+        model.requires_grad_(False)
+        head = [list(model.children())[-1]]
+        for part in head if job.trained == "head" else stages(model, job.model):
+            part.requires_grad_(True)
+    model.train(bool(job.trained))
+    if job.trained in ("head", "last"):  # frozen statistics, as tlx
+        for module in model.modules():
+            own = list(module.parameters(recurse=False))
+            if own and not own[0].requires_grad:
+                module.eval()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
+    network_ = torch.compile(model) if device == "cuda" else model
+    targets = torch.from_numpy(labels)
+
+    def batch() -> tuple[torch.Tensor, torch.Tensor]:
+        x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
+        return x.sub_(mean).div_(std), targets.to(device)
+
+    def wait() -> None:
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    def infer(count: int) -> None:
+        with torch.inference_mode(), half:
+            for _ in range(count):
+                x, y = batch()
+                torch.nn.functional.cross_entropy(network_(x), y)
+        wait()
+
+    def train(count: int) -> None:
+        for _ in range(count):
+            x, y = batch()
+            optimizer.zero_grad(set_to_none=True)
+            with half:
+                loss = torch.nn.functional.cross_entropy(network_(x), y)
+            loss.backward()
+            optimizer.step()
+        wait()
+
+    run = train if job.trained else infer
+    if device == "cpu":
+        torch.set_num_threads(_faster(run))
+    return run
+
+
+def _faster(run: Steps) -> int:
+    """Returns the number of threads of the quicker step: all, or half of them."""
+    times = {}
+    every = torch.get_num_threads()
+    for threads in {every, max(every // 2, 1)}:
+        torch.set_num_threads(threads)
+        run(1)
+        begun = time.perf_counter()
+        run(2)
+        times[threads] = time.perf_counter() - begun
+    return min(times, key=times.__getitem__)
+
+
+if __name__ == "__main__":
+    serve(steps)

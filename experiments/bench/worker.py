@@ -1,0 +1,56 @@
+"""What the two workers share: the job, its data, and the answers on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+CLASSES = 10
+
+Steps = Callable[[int], None]  # runs so many, and waits for the last
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A step to be timed."""
+
+    model: str  # by tlx's name
+    size: int  # pixels
+    batch: int
+    trained: str = "full"  # last: the last stage and the head; head; "": inference
+    dtype: str = "float32"
+
+
+def pictures(job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """Returns a batch of uint8 [B, H, W, 3], and labels."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (job.batch, job.size, job.size, 3), np.uint8)
+    return images, np.arange(job.batch) % CLASSES
+
+
+def serve(steps: Callable[[Job], Steps]) -> None:
+    """Answers on what was standard output, which is standard error from now on."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    begun = time.perf_counter()
+    run = steps(Job(**json.loads(sys.argv[1])))
+    built = time.perf_counter()
+    run(1)
+    first = time.perf_counter()
+
+    def answer(**values: float) -> None:
+        print(json.dumps(values), file=answers, flush=True)
+
+    answer(build=built - begun, first=first - built)
+    for line in sys.stdin:
+        begun = time.perf_counter()
+        run(int(line))
+        answer(seconds=time.perf_counter() - begun)
+    answer(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
