@@ -176,6 +176,18 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CacheConfig:
+    use: str = (
+        "auto"  # of the frozen first stages' outputs: auto (where it pays) | on | off; tlx/features
+    )
+    views: int = 0  # augmented pictures that stand for each, drawn once with the seed; 0: with data.augment no cache
+    dtype: str = "auto"  # that outputs are kept in: auto (as computed) | float32 | bfloat16
+    memory_gb: float = 4.0  # GiB; an output file up to this size is held in memory
+    disk_gb: float = 20.0  # GiB; the least recently used go when there would be more
+    dir: str = ""  # where outputs are kept for later runs; "": features/ in the folder of downloads
+
+
+@dataclasses.dataclass(frozen=True)
 class SoupConfig:
     runs: tuple[
         str, ...
@@ -195,6 +207,7 @@ class Config:
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
     checkpoint: CheckpointConfig = CheckpointConfig()
+    cache: CacheConfig = CacheConfig()
     soup: SoupConfig = SoupConfig()
 
 
@@ -251,6 +264,8 @@ CHOICES = {
     "optimizer.decay_on": ("kernels", "all"),
     "optimizer.schedule": ("constant", "cosine", "step"),
     "eval.checkpoint": ("auto", "best", "last"),
+    "cache.use": ("auto", "on", "off"),
+    "cache.dtype": ("auto", "float32", "bfloat16"),
     "soup.kind": ("greedy", "uniform"),
     "soup.checkpoints": ("auto", "best", "last", "all"),
     "task": tuple(DEFAULT_METRICS),
@@ -297,12 +312,15 @@ RANGES = {
     "train.log_every": (1, 2**31),
     "eval.batch_size": (0, 2**24),
     "checkpoint.keep_last": (1, 10_000),
+    "cache.views": (0, 10_000),
+    "cache.memory_gb": (0.0, 1e6),
+    "cache.disk_gb": (0.0, 1e6),
 }
 
 # Fields that say where and how often, not what: a resumed run may change them.
 NOT_IDENTITY = frozenset(
     "data.root data.storage data.memory_gb data.workers train.log_every eval.batch_size eval.checkpoint "
-    "checkpoint.keep_last".split()
+    "checkpoint.keep_last cache.memory_gb cache.disk_gb cache.dir".split()
 )
 
 _SOUP = frozenset(f"soup.{field.name}" for field in dataclasses.fields(SoupConfig))

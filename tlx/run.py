@@ -5,9 +5,8 @@ config -> data source -> weights and their meta -> model -> plan -> state -> loo
 
 from __future__ import annotations
 
-import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,8 @@ from tlx.config import Config
 from tlx.data import pipeline
 from tlx.data.class_subset import subset_hint
 from tlx.errors import InputError
+from tlx.features.decide import Decision
+from tlx.features.feeds import Feeds, decisions, describe_decisions
 from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
@@ -89,12 +90,14 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     lines += describe_parts(config.train.accumulate, tuning)
     lines += describe_average(setup, tuning)
     lines += describe_weights(tuning.loss_options, setup.splits.class_names)
+    starts = decisions(setup, tuning)
+    lines += describe_decisions(starts)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
     with folder.locked():
         folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
-            return _train(setup, tuning, splits, folder, checkpoints, table, command)
+            return _train(setup, tuning, starts, splits, folder, checkpoints, table, command)
 
 
 def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
@@ -213,6 +216,7 @@ def export(workdir: str | Path, *, checkpoint: str = "") -> list[Path]:
 def _train(
     setup: Setup,
     tuning: Tuning,
+    starts: Sequence[Decision],
     splits: dict[str, pipeline.Split],
     folder: Workdir,
     checkpoints: Checkpoints,
@@ -237,11 +241,11 @@ def _train(
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
-    train_steps = [train_step(setup, tuning, phase, reference.drawn) for phase in phases]
+    train_steps = [
+        train_step(setup, tuning, phase, reference.drawn, decision.start)
+        for phase, decision in zip(phases, starts, strict=True)
+    ]
     estimate = estimator(setup, tuning, splits["train"])
-    batches = pipeline.training_batches(
-        splits["train"], seed=config.seed, batch_size=batch_size, start=position.step
-    )
     with (
         logging.MetricsWriter(folder.path, resume_step=position.step or None) as writer,
         logging.Progress(total, start=position.step) as screen,
@@ -252,11 +256,10 @@ def _train(
             train_steps=train_steps,
             frozen=frozen,
             source=reference.values,
-            batches=batches,
+            feeds=Feeds(setup, tuning, starts, splits, screen.message),
             batch_size=batch_size,
             mesh=setup.mesh,
             learning_rate=tuning.schedule,
-            evaluate=functools.partial(setup.evaluate, splits["val"]) if "val" in splits else None,
             checkpoints=checkpoints,
             writer=writer,
             screen=screen,

@@ -78,12 +78,24 @@ class Setup:
 
     @functools.cached_property
     def eval_step(self) -> EvalStep:
-        """The jitted evaluation step; one for all splits."""
-        return make_eval_step(self.model, self.task, self.mesh, dtype=self.dtype)
+        """The jitted evaluation step on pictures; one for all splits."""
+        return self.eval_step_from(0)
 
-    def evaluate(self, split: pipeline.Split, values: Values) -> Evaluation:
-        """Evaluates the values on the whole split."""
-        config, step = self.config, self.eval_step
+    def eval_step_from(self, start: int) -> EvalStep:
+        """Returns the jitted evaluation step on what `Model.prefix` makes of pictures."""
+        if start not in self._eval_steps:
+            self._eval_steps[start] = make_eval_step(
+                self.model, self.task, self.mesh, dtype=self.dtype, start=start
+            )
+        return self._eval_steps[start]
+
+    @functools.cached_property
+    def _eval_steps(self) -> dict[int, EvalStep]:
+        return {}
+
+    def evaluate(self, split: pipeline.Rows, values: Values, start: int = 0) -> Evaluation:
+        """Evaluates the values on the whole split, whose rows have been through `start` stages."""
+        config, step = self.config, self.eval_step_from(start)
         batches = pipeline.evaluation_batches(
             split, batch_size=config.eval.batch_size or config.train.batch_size
         )
@@ -283,9 +295,20 @@ def prepare_tuning(setup: Setup) -> Tuning:
 
 
 def train_step(
-    setup: Setup, tuning: Tuning, phase: Phase, drawn: frozenset[str] = frozenset()
+    setup: Setup,
+    tuning: Tuning,
+    phase: Phase,
+    drawn: frozenset[str] = frozenset(),
+    start: int = 0,
 ) -> TrainStep:
-    """Returns the jitted training step of one phase; `drawn` are the values that came from no weights file."""
+    """Returns the jitted training step of one phase.
+
+    Args:
+      setup, tuning: of the run.
+      phase: one of `tuning`'s.
+      drawn: the values that came from no weights file.
+      start: the stages that inputs have been through.
+    """
     config = setup.config
     return make_train_step(
         setup.model,
@@ -300,6 +323,7 @@ def train_step(
         parts=config.train.accumulate,
         regularizers=tuning.regularizers,
         drawn=drawn,
+        start=start,
         seed=config.seed,
     )
 

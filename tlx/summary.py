@@ -70,7 +70,9 @@ def make_report(
     worst = found.worst(WORST_KEPT)
     shown = [
         Shown(int(index), displayable(image), split.examples.name(int(index)))
-        for index, image in zip(worst, split.rows(worst) if len(worst) else (), strict=True)
+        for index, image in zip(
+            worst, split.rows(worst, np.zeros_like(worst)) if len(worst) else (), strict=True
+        )
     ]
     report = Report(
         title=f"{setup.model.meta.architecture} on {setup.config.data.source}",

@@ -138,7 +138,53 @@ def test_the_sum_over_all_but_channels_is_exact_to_rounding(shape):
 def test_scaling_channels_has_the_gradients_of_what_it_is():
     arguments = normal(4, 15, 15, 3), normal(3, seed=1), normal(3, seed=2), normal(3, seed=3)
     found = gradients(scale_channels, *arguments)
-    assert_close(found, gradients(lambda x, c, a, b: (x - c) * a + b, *arguments))
+    assert_close(found, gradients(lambda x, a, b, c: (x - c) * a + b, *arguments))
+    halves = arguments[0].astype(jnp.bfloat16), *arguments[1:3]
+    value, (gradient, *_) = gradients(scale_channels, *halves)
+    assert (value.dtype, gradient.dtype) == (jnp.float32, jnp.bfloat16)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_adding_and_cutting_off_has_the_gradients_of_what_it_is(batch):
+    x, y = (jnp.round(2 * normal(batch, 3, 3, 2, seed=seed)) for seed in (0, 1))  # with ties at 0
+    found = gradients(formulations.add_relu, x, y)
+    expected = gradients(lambda x, y: jax.nn.relu(x + y), x, y)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_shift_of_channels_has_the_gradients_of_what_it_is():
+    arguments = normal(4, 15, 15, 3), normal(3, seed=1)
+    found = gradients(formulations.add_channels, *arguments)
+    assert_close(found, gradients(lambda x, b: x + b, *arguments))
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators keep to XLA's fusions")
+@pytest.mark.skipif(jax.device_count() > 1, reason="a batch that is shared out is not cut up")
+def test_what_is_stored_is_computed_once():
+    def chain(x, store):
+        total = jnp.zeros(())
+        for _ in range(4):
+            x = formulations.stored(jnp.tanh, x) if store else jnp.tanh(x)
+            total += jnp.sum(x.transpose(3, 1, 2, 0)[..., ::2])
+        return total
+
+    x = normal(8, 16, 16, 4)
+
+    def transcendentals(store):
+        compiled = jax.jit(lambda x: chain(x, store)).lower(x).compile()
+        return compiled.cost_analysis()["transcendentals"]
+
+    assert transcendentals(True) == 4 * x.size
+    assert chain(x, True) == pytest.approx(float(chain(x, False)), rel=1e-5)
+
+
+def test_windows_without_room_give_an_empty_map_and_large_kernels_are_laxs():
+    assert window_max(normal(2, 2, 2, 1), 3, stride=2, padding=[(0, 0)] * 2).shape == (2, 0, 0, 1)
+    x, weights = normal(2, 32, 32, 3), normal(16, 16, 3, 8)
+    found = jax.make_jaxpr(lambda x, k: convolve(x, k, stride=16, padding=[(0, 0)] * 2, groups=1))
+    assert "conv_general_dilated" in str(found(x, weights))
+    assert channel_sum(jnp.zeros((4, 0))).shape == (0,)
 
 
 def test_accelerators_get_the_operations_of_lax(monkeypatch):

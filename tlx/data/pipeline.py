@@ -15,7 +15,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -42,8 +42,8 @@ class Split:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def rows(self, index: np.ndarray) -> np.ndarray:
-        """Maps int [B] to uint8 [B, S, S, C]."""
+    def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Maps int [B] to uint8 [B, S, S, C], which are the same in every epoch."""
         if self.in_memory is not None:
             return self.in_memory[index]
         return np.stack([self.row(int(i)) for i in index])
@@ -61,6 +61,21 @@ class Split:
         """Identifies the inputs: the examples and how they are cut."""
         what = [self.examples.fingerprint, dataclasses.asdict(self.preprocess), self.size]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+class Rows(Protocol):
+    """What batches are made of: a `Split`, or what stands for one."""
+
+    @property
+    def examples(self) -> Examples: ...
+
+    @property
+    def in_memory(self) -> np.ndarray | None: ...
+
+    def __len__(self) -> int: ...
+
+    def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Maps indices [B], and how often the data has been gone through before each, to inputs [B, ...]."""
 
 
 def make_splits(
@@ -94,7 +109,7 @@ def make_splits(
 
 
 def training_batches(
-    split: Split, *, seed: int, batch_size: int, start: int, stop: int | None = None
+    split: Rows, *, seed: int, batch_size: int, start: int, stop: int | None = None
 ) -> Iterator[Batch]:
     """Yields batch `start`, `start + 1`, ... of the endless sequence, up to but without `stop` where there is one."""
 
@@ -105,7 +120,7 @@ def training_batches(
     return _batches(split, index_of, batch_size, start, length)
 
 
-def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(split: Rows, *, batch_size: int) -> Iterator[Batch]:
     """Yields every example once, in order, the last batch padded with weight 0."""
 
     def index_of(step: int) -> np.ndarray:
@@ -115,23 +130,24 @@ def evaluation_batches(split: Split, *, batch_size: int) -> Iterator[Batch]:
 
 
 def _batches(
-    split: Split,
+    split: Rows,
     index_of: Callable[[int], np.ndarray],
     batch_size: int,
     start: int,
     length: int | None,  # of the sequence, in examples; None: it has no end
 ) -> Iterator[Batch]:
-    if split.in_memory is None:
+    if isinstance(split, Split) and split.in_memory is None:
         yield from _streamed(split, index_of, batch_size, start, length)
         return
     step = start
     while length is None or step * batch_size < length:
         index = index_of(step)
-        yield _batch(split, index, split.rows(index), batch_size)
+        epoch = (step * batch_size + np.arange(len(index))) // len(split)
+        yield _batch(split, index, split.rows(index, epoch), batch_size)
         step += 1
 
 
-def _batch(split: Split, index: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
+def _batch(split: Rows, index: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
     padding = batch_size - len(index)
     labels = split.examples.labels[index]
     batch = {

@@ -62,6 +62,7 @@ class Model(nnx.Module):
       dropout: rate before the classifier in training.
       random_stages: the stages that may drop anything in training (a frozen one must not).
       watch: called with the name and the output of each stage that `run` has applied; None: not called.
+      start: how many stages the input has been through already, by `prefix`; more than there are: pooling too.
       dtype: the compute type, "float32" or "bfloat16"; parameters and logits stay float32.
     """
 
@@ -76,6 +77,7 @@ class Model(nnx.Module):
     dropout: float = 0.0
     random_stages: tuple[str, ...] | None = None
     watch: Callable[[str, Carry], None] | None = None
+    start: int = 0
     dtype: str = "float32"
 
     def __init__(
@@ -99,7 +101,7 @@ class Model(nnx.Module):
         """Maps preprocessed [B, H, W, C] to float32 logits [B, num_classes].
 
         Args:
-          x: the pictures.
+          x: the pictures; with `start`, what `prefix` made of them.
           key: of what training drops at random; None: nothing is dropped.
         """
         return self._classify(self._pooled(x, key), key)
@@ -113,6 +115,15 @@ class Model(nnx.Module):
     def features(self, x: jax.Array | np.ndarray) -> jax.Array:
         """Maps preprocessed [B, H, W, C] to the head's input, float32 [B, num_features]."""
         return self._pooled(x, None).astype(jnp.float32)
+
+    def prefix(self, x: jax.Array | np.ndarray, stop: int) -> Carry:
+        """Maps preprocessed [B, H, W, C] to what a model whose `start` is `stop` takes for it."""
+        carry = self.run(self.as_input(x), stop=stop)
+        return self.pool(carry) if stop > len(self.stages) else carry
+
+    def enter(self, x: Any) -> Carry:
+        """Returns the carry that the first stage to be applied reads, in the compute type."""
+        return self.as_input(x) if self.start == 0 else jnp.asarray(x, self.dtype)
 
     def run(
         self, carry: Carry, start: int = 0, stop: int | None = None, key: jax.Array | None = None
@@ -160,7 +171,10 @@ class Model(nnx.Module):
         return jnp.asarray(x, self.dtype)
 
     def _pooled(self, x: jax.Array | np.ndarray, key: jax.Array | None) -> jax.Array:
-        return self.pool(self.run(self.as_input(x), key=key))
+        carry = self.enter(x)
+        if self.start > len(self.stages):
+            return carry
+        return self.pool(self.run(carry, self.start, key=key))
 
     def _classify(self, features: jax.Array, key: jax.Array | None) -> jax.Array:
         if self.head is None:

@@ -1,16 +1,19 @@
 """How convolutions, pooling and sums over channels are written for the backend.
 
 Every formulation has the same values and gradients but for rounding. Accelerators get XLA's own operations. On the CPU some of these
-are slow, measured with jaxlib 0.10.2 on one core of about 100 GFLOP/s (experiments/bench):
+are slow; experiments/bench/operations.md has them beside what is used instead:
 
-* A convolution whose output is 2x2 pixels or fewer: 2 to 8 GFLOP/s, as matrix products 100.
-* The gradient of a maximum over windows: 8 times that of one that keeps where each maximum was.
-* A sum over all axes but the last: 1 to 5 GB/s; 20 to 50 where eight parts are added up first.
+* A convolution whose output is 2x2 pixels or fewer.
+* The gradient of a maximum over windows.
+* A sum over all axes but the last.
+
+Gradients are written out, for reverse mode alone.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import jax
@@ -20,7 +23,8 @@ from jax import lax
 Pads = Sequence[tuple[int, int]]  # before and after, of height and width
 
 FEW_PIXELS = 4  # of a convolution's output, height times width
-PARTS = 8
+FEW_PLACES = 25  # of its kernel, likewise: each is an operation of its own
+PARTS = 8  # of a sum
 
 
 def convolve(
@@ -36,7 +40,7 @@ def convolve(
       groups: of channels that are convolved apart.
     """
     sizes = kernel.shape[:2]
-    if _on_cpu() and groups == 1 and sizes != (1, 1):
+    if _on_cpu() and groups == 1 and 1 < sizes[0] * sizes[1] <= FEW_PLACES:
         strides = (stride, stride)
         pads = (
             lax.padtype_to_pads(x.shape[1:3], sizes, strides, padding)
@@ -79,9 +83,10 @@ def _convolve_few(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -
 def window_max(x: jax.Array, window: int, *, stride: int, padding: Pads) -> jax.Array:
     """Returns the maximum over windows of [B, H, W, C], padded with -inf.
 
-    Of equal values the gradient goes to the first, row by row, as in PyTorch; NaN is passed on.
+    Of equal values the gradient goes to the first, row by row, as in PyTorch (of padding alone: to the padding); NaN is
+    passed on.
     """
-    if not _on_cpu():
+    if not _on_cpu() or 0 in _output_size(x, (window, window), stride, padding):
         pads = ((0, 0), *padding, (0, 0))
         sizes, strides = (1, window, window, 1), (1, stride, stride, 1)
         return lax.reduce_window(x, -jnp.inf, lax.max, sizes, strides, pads)
@@ -109,14 +114,14 @@ def _window_max_forward(
     x: jax.Array, window: int, stride: int, padding: Pads
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
     value, place = _largest(x, window, stride, padding)
-    return value, (place, jnp.empty((0, *x.shape[1:3])))
+    return value, (place, _shape_of(x))
 
 
 def _window_max_backward(
     window: int, stride: int, padding: Pads, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
 ) -> tuple[jax.Array]:
-    place, empty = kept
-    spread = functools.partial(_spread, window, stride, padding, empty.shape[1:])
+    place, shape = kept
+    spread = functools.partial(_spread, window, stride, padding, shape.shape[2:4])
     return (stored(spread, place, gradient),)
 
 
@@ -153,7 +158,7 @@ def stored(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     of residual blocks and in the strided order of a transposition. A concatenation they leave alone.
     """
     half = len(arrays[0]) // 2
-    if not half or not _on_cpu() or jax.device_count() > 1:
+    if not half or not _on_one_cpu():
         return function(*arrays)
     parts = [[array[:half] for array in arrays], [array[half:] for array in arrays]]
     return jnp.concatenate([function(*part) for part in parts])
@@ -189,10 +194,10 @@ def channel_sum(x: jax.Array) -> jax.Array:
 
 
 def _channel_sum(x: jax.Array) -> jax.Array:
-    rows = x.reshape(-1, x.shape[-1])
-    length = len(rows) // PARTS
-    if not _on_cpu() or jax.device_count() > 1 or length < PARTS:
+    length = math.prod(x.shape[:-1]) // PARTS
+    if length < PARTS or not _on_one_cpu():
         return jnp.sum(x, tuple(range(x.ndim - 1)))
+    rows = x.reshape(-1, x.shape[-1])
     total = rows[:length]
     for start in range(length, PARTS * length, length):
         total = total + rows[start : start + length]
@@ -200,11 +205,11 @@ def _channel_sum(x: jax.Array) -> jax.Array:
 
 
 def _channel_sum_forward(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    return _channel_sum(x), jnp.empty((0, *x.shape[:-1]))
+    return _channel_sum(x), _shape_of(x)
 
 
-def _channel_sum_backward(empty: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    return (jnp.broadcast_to(gradient, (*empty.shape[1:], *gradient.shape)),)
+def _channel_sum_backward(shape: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    return (jnp.broadcast_to(gradient, shape.shape[1:]),)
 
 
 channel_sum.defvjp(_channel_sum_forward, _channel_sum_backward)
@@ -222,11 +227,19 @@ add_channels.defvjp(
 )
 
 
-@jax.custom_vjp
 def scale_channels(
+    x: jax.Array, scale: jax.Array, shift: jax.Array, center: jax.Array | None = None
+) -> jax.Array:
+    """Returns (x - center) * scale + shift, of [..., C] and up to three of [C]."""
+    center = jnp.zeros_like(shift) if center is None else center
+    dtype = jnp.result_type(x, center, scale, shift)
+    return _scale_channels(*(array.astype(dtype) for array in (x, center, scale, shift)))
+
+
+@jax.custom_vjp
+def _scale_channels(
     x: jax.Array, center: jax.Array, scale: jax.Array, shift: jax.Array
 ) -> jax.Array:
-    """Returns (x - center) * scale + shift, of [..., C] and three of [C]."""
     return (x - center) * scale + shift
 
 
@@ -244,7 +257,7 @@ def _scale_channels_backward(
     return gradient * scale, -scale * total, channel_sum(gradient * (x - center)), total
 
 
-scale_channels.defvjp(_scale_channels_forward, _scale_channels_backward)
+_scale_channels.defvjp(_scale_channels_forward, _scale_channels_backward)
 
 
 def _windows(
@@ -262,11 +275,21 @@ def _windows(
 
 def _output_size(x: jax.Array, sizes: Sequence[int], stride: int, padding: Pads) -> tuple[int, int]:
     height, width = (
-        (length + sum(pads) - size) // stride + 1
+        max((length + sum(pads) - size) // stride + 1, 0)
         for length, size, pads in zip(x.shape[1:3], sizes, padding, strict=True)
     )
     return height, width
 
 
+def _shape_of(x: jax.Array) -> jax.Array:
+    """Returns an array without elements whose shape [0, ...] says that of x: what is kept for a gradient are arrays."""
+    return jnp.empty((0, *x.shape))
+
+
 def _on_cpu() -> bool:
     return jax.default_backend() == "cpu"
+
+
+def _on_one_cpu() -> bool:
+    """Whether a batch is on one device; cutting up one that is shared out would move it between them."""
+    return _on_cpu() and jax.device_count() == 1

@@ -313,7 +313,7 @@ class Inception(Model):
         if self.aux is None or not self.auxiliary:
             return super().training_outputs(x, key)
         ((_, position, weight),) = self.auxiliary
-        carry = self.run(self.as_input(x), stop=position, key=key)
+        carry = self.run(self.enter(x), self.start, position, key=key)
         further = self.aux(carry).astype(jnp.float32)
         carry = self.run(carry, start=position, key=key)
         return self._classify(self.pool(carry), key), ((further, weight),)

@@ -158,12 +158,13 @@ class Conv(Layer):
 
     def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Maps [B, H, W, in] to [B, H', W', out]."""
-        padding = "SAME" if self.padding == "same" else [(p, p) for p in self.padding]
+        height, width = self.padding if isinstance(self.padding, tuple) else (0, 0)
+        edges = [(height, height), (width, width)]
         return convolve(
             x,
             kernel.astype(x.dtype),
             stride=self.stride,
-            padding=padding,
+            padding=edges if isinstance(self.padding, tuple) else "SAME",
             groups=self.groups,
         )
 
@@ -213,7 +214,7 @@ class BatchNorm(nnx.Module):
             mean, var = self._batch_statistics(x)
         scale = self.scale[...] * lax.rsqrt(var + self.epsilon)
         if x.dtype == jnp.float32:
-            return scale_channels(x, mean, scale, self.bias[...])
+            return scale_channels(x, scale, self.bias[...], mean)
         shift = self.bias[...] - mean * scale
         return (x.astype(jnp.float32) * scale + shift).astype(x.dtype)
 
@@ -245,8 +246,7 @@ class LayerNorm(nnx.Module):
         centred = wide - mean
         var = jnp.mean(jnp.square(centred), -1, keepdims=True)
         normal = centred * lax.rsqrt(var + self.epsilon)
-        zero = jnp.zeros_like(self.bias[...])
-        return scale_channels(normal, zero, self.scale[...], self.bias[...]).astype(x.dtype)
+        return scale_channels(normal, self.scale[...], self.bias[...]).astype(x.dtype)
 
 
 def subkeys(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:

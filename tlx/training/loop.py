@@ -9,7 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -23,7 +23,7 @@ from tlx.tasks import Evaluation
 from tlx.training import logging
 from tlx.training.checkpoint import ESTIMATE, VALIDATION, Checkpoints, Position
 from tlx.training.mesh import place_batch, replicated
-from tlx.training.state import TrainState, advance, inference_values
+from tlx.training.state import TrainState, advance, all_values, inference_values
 from tlx.training.statistics import Estimator
 from tlx.training.step import TrainStep
 from tlx.tuning.phases import Phase, describe
@@ -47,6 +47,19 @@ class Cadence:
     log_every: int
     metric: str  # the validation metric that selects the best checkpoint
     patience: int = 0  # validations without a new best after which training ends; 0: it does not
+
+
+class Feeds(Protocol):
+    """What the loop trains and validates on: `tlx.features.feeds.Feeds`."""
+
+    @property
+    def validates(self) -> bool: ...
+
+    def batches(self, phase: int, step: int, values: Values) -> Iterator[Batch]: ...
+
+    def changes(self, phase: int) -> bool: ...
+
+    def evaluate(self, phase: int, values: Values) -> Evaluation: ...
 
 
 class StopRequest:
@@ -110,11 +123,10 @@ class Loop:
         *,
         train_steps: Sequence[TrainStep],
         frozen: Values,
-        batches: Iterator[Batch],
+        feeds: Feeds,
         batch_size: int,
         mesh: Mesh,
         learning_rate: Callable[[int], Any],
-        evaluate: Callable[[Values], Evaluation] | None,
         checkpoints: Checkpoints,
         writer: logging.MetricsWriter,
         screen: logging.Progress,
@@ -124,8 +136,8 @@ class Loop:
         self.cadence, self.phases, self.train_steps = cadence, phases, train_steps
         self.frozen = frozen
         self.source = (source,) if source else ()  # the last argument of steps that need it
-        self.batches, self.batch_size, self.mesh = batches, batch_size, mesh
-        self.learning_rate, self.evaluate = learning_rate, evaluate
+        self.feeds, self.batch_size, self.mesh = feeds, batch_size, mesh
+        self.learning_rate = learning_rate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
         self.estimator = estimator  # of statistics that evaluation uses in place of training's
         self.watch = Stopwatch()
@@ -141,6 +153,7 @@ class Loop:
         """
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
         first = position.step
+        self.batches = self.feeds.batches(position.phase, first, all_values(state, self.frozen))
         with stop_on_signals() as stop:
             if position.undone:
                 position = self._make_up(state, position, stop)
@@ -165,7 +178,7 @@ class Loop:
                 state, metrics = train_step(state, self.frozen, *arguments, *self.source)
                 self._count(metrics, compiled=compiles)
                 done = step + 1
-                validate = self.evaluate is not None and self._due(done, self.cadence.eval_every)
+                validate = self.feeds.validates and self._due(done, self.cadence.eval_every)
                 save = self._due(done, self.cadence.save_every) or stop.requested
                 if validate or save or done % self.cadence.log_every == 0:
                     self._log(done)
@@ -254,6 +267,8 @@ class Loop:
         state, self.frozen = advance(state, self.frozen, self.phases[index], step, whole)
         (line,) = describe(self.phases[index - 1 : index + 1])
         self.screen.message(line)
+        if self.feeds.changes(index):
+            self.batches = self.feeds.batches(index, step, all_values(state, self.frozen))
         return state, dataclasses.replace(position, phase=index, stale=0)
 
     def _count(self, metrics: dict[str, jax.Array], *, compiled: bool) -> None:
@@ -278,8 +293,9 @@ class Loop:
             )
 
     def _validate(self, state: TrainState, position: Position, estimated: Values) -> Position:
-        assert self.evaluate is not None
-        found = self.evaluate({**inference_values(state, self.frozen), **estimated})
+        found = self.feeds.evaluate(
+            position.phase, {**inference_values(state, self.frozen), **estimated}
+        )
         summary = found.summary()
         self.writer.write(position.step, {f"val/{name}": value for name, value in summary.items()})
         value = sign_of(self.cadence.metric) * float(summary[self.cadence.metric])

@@ -35,16 +35,17 @@ Metrics = dict[str, jax.Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 StatisticsStep = Callable[..., Values]
 EvalStep = Callable[..., dict[str, jax.Array]]
+PrefixStep = Callable[..., jax.Array]
 
 
-def training_model(model: Model, plan: TuningPlan, dtype: str) -> Model:
-    """Returns the (abstract) model in the modes that the plan gives its parts.
+def training_model(model: Model, plan: TuningPlan, dtype: str, start: int = 0) -> Model:
+    """Returns the (abstract) model in the modes that the plan gives its parts, for inputs from stage `start` on.
 
     A BatchNorm uses batch statistics, a stage drops at random, and an auxiliary loss counts, only where the plan
     trains something of it.
     """
     copy = nnx.merge(*nnx.split(model))
-    copy.dtype = dtype
+    copy.dtype, copy.start = dtype, start
     trained = {path.split(".", 1)[0] for path in plan.trainable}
     copy.random_stages = tuple(name for name in model.stages if name in trained)
     copy.auxiliary = tuple(item for item in model.auxiliary if item[0] in trained)
@@ -54,10 +55,10 @@ def training_model(model: Model, plan: TuningPlan, dtype: str) -> Model:
     return copy
 
 
-def inference_model(model: Model, dtype: str) -> Model:
+def inference_model(model: Model, dtype: str, start: int = 0) -> Model:
     """Returns the (abstract) model with the compute type set and every BatchNorm on running statistics."""
     copy = nnx.merge(*nnx.split(model))
-    copy.dtype = dtype
+    copy.dtype, copy.start = dtype, start
     return copy
 
 
@@ -76,6 +77,7 @@ def make_train_step(
     parts: int = 1,
     regularizers: tuple[Regularizer, ...] = (),
     drawn: frozenset[str] = frozenset(),
+    start: int = 0,
 ) -> TrainStep:
     """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
 
@@ -88,9 +90,11 @@ def make_train_step(
     With `parts` above 1 the gradient is summed over as many parts of the batch, one after the other: the same as that of
     the whole batch but for rounding, where no batch statistics are used, nothing is dropped at random and no singular
     values are shrunk. A part counts in the loss as much as its examples weigh, in the penalties as many as they are.
+
+    With `start` the inputs are not pictures but what `Model.prefix` makes of them, nothing is augmented or mixed.
     """
-    forward = training_model(model, plan, dtype)
-    inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed)
+    forward = training_model(model, plan, dtype, start)
+    inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed, start)
     source_model = inference_model(model, dtype) if need_outputs(regularizers) else None
     penalties = Penalties(regularizers, plan, source_model, drawn)
 
@@ -229,26 +233,53 @@ def make_statistics_step(
     return jit(statistics_step, in_shardings=(whole, rows, whole, whole), out_shardings=whole)
 
 
-def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str) -> EvalStep:
-    """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B, ...] on every device."""
-    forward = inference_model(model, dtype)
+def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str, start: int = 0) -> EvalStep:
+    """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B, ...] on every device.
+
+    With `start` the inputs are what `Model.prefix` makes of the pictures.
+    """
+    forward = inference_model(model, dtype, start)
     preprocess = model.meta.preprocess
 
     def eval_step(state: Values, batch: Any) -> dict[str, jax.Array]:
-        logits = with_values(forward, state)(normalize(batch["inputs"], preprocess))
-        return task.outcomes(logits, batch)
+        inputs = batch["inputs"] if start else normalize(batch["inputs"], preprocess)
+        return task.outcomes(with_values(forward, state)(inputs), batch)
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)
 
 
+def make_prefix_step(
+    model: Model, augmentation: Augmentation | None, mesh: Mesh, *, dtype: str, start: int
+) -> PrefixStep:
+    """Returns `step(values, inputs, key) -> what Model.prefix makes of them`, jitted, [B, ...] on every device.
+
+    The pictures are uint8 [B, S, S, C]; with an augmentation, which `key` draws, they are on its canvas.
+    """
+    forward = inference_model(model, dtype)
+    preprocess = model.meta.preprocess
+
+    def prefix_step(state: Values, inputs: jax.Array, key: jax.Array) -> jax.Array:
+        images = inputs if augmentation is None else augmentation(key, inputs)
+        return with_values(forward, state).prefix(normalize(images, preprocess), start)
+
+    whole, rows = replicated(mesh), split_batch(mesh)
+    return jit(prefix_step, in_shardings=(whole, rows, whole), out_shardings=whole)
+
+
 def _training_inputs(
-    augmentation: Augmentation, mixing: Mixing, preprocess: ImagePreprocess, seed: int
+    augmentation: Augmentation,
+    mixing: Mixing,
+    preprocess: ImagePreprocess,
+    seed: int,
+    start: int = 0,
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, Any, jax.Array]]:
     """Returns `(batch, step) -> (images, batch, key)`: augmented and mixed, and the key of what the network drops."""
 
     def inputs_of(batch: Any, step: jax.Array) -> tuple[jax.Array, Any, jax.Array]:
         key = jax.random.fold_in(jax.random.key(seed), step)
+        if start:
+            return batch["inputs"], batch, jax.random.fold_in(key, DROPPING)
         images = normalize(augmentation(key, batch["inputs"]), preprocess)
         images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
         return images, batch, jax.random.fold_in(key, DROPPING)

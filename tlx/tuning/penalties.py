@@ -65,7 +65,7 @@ class Penalties:
                 )
             elif one.name == "delta":
                 values = {**jax.lax.stop_gradient(trainable), **fixed, **source}
-                found["delta"] = one.strength * self._distance(carries, images, values)
+                found["delta"] = one.strength * self._distance(network, carries, images, values)
             else:
                 features = network.pool(carries[network.stages[-1]])
                 if features.ndim == 4:  # of SqueezeNet, which pools behind its classifier
@@ -75,15 +75,18 @@ class Penalties:
         return sum(added), found
 
     def _distance(
-        self, carries: Mapping[str, Carry], images: jax.Array, values: Values
+        self, network: Model, carries: Mapping[str, Carry], images: jax.Array, values: Values
     ) -> jax.Array:
         """Returns the sum over the trained stages; what is before them is that of the network itself."""
         model = self.source_model
         assert model is not None  # `need_outputs`
         stages, first = model.stages, self.plan.first_trained_stage
         trained = {path.split(".", 1)[0] for path in self.plan.trainable} & set(stages)
+        if not trained:
+            return jnp.zeros(())
         source_network = with_values(model, values)
-        carry = carries[stages[first - 1]] if first else source_network.as_input(images)
+        begun = first == network.start  # with what those stages made of the images
+        carry = network.enter(images) if begun else carries[stages[first - 1]]
         carry, total = jax.lax.stop_gradient(carry), jnp.zeros(())
         last = max((stages.index(name) for name in trained), default=-1)
         for place in range(first, last + 1):

@@ -1,0 +1,146 @@
+"""What each phase of a run is fed with: pictures, or the outputs of the stages that it leaves as they are."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+import jax
+
+from tlx.data import pipeline
+from tlx.features.cached import Cache
+from tlx.features.decide import Decision, Use, decide
+from tlx.features.store import Store
+from tlx.models.leaves import Values
+from tlx.setup import Setup, Tuning
+from tlx.tasks import Evaluation
+from tlx.weights.cache import cache_dir
+
+
+class Feeds:
+    """Batches and validation for each phase."""
+
+    def __init__(
+        self,
+        setup: Setup,
+        tuning: Tuning,
+        decisions: Sequence[Decision],
+        splits: Mapping[str, pipeline.Split],
+        say: Callable[[str], None],
+    ):
+        self.setup, self.tuning, self.decisions, self.say = setup, tuning, decisions, say
+        self.pictures = splits
+        self._cached: tuple[int, dict[str, pipeline.Rows]] = (0, dict(splits))
+
+    def batches(self, phase: int, step: int, values: Values) -> Iterator[pipeline.Batch]:
+        """Returns the batches of a phase from a step on, at which the network has these values."""
+        self._prepare(phase, values)
+        config = self.setup.config
+        return pipeline.training_batches(
+            self._cached[1]["train"],
+            seed=config.seed,
+            batch_size=config.train.batch_size,
+            start=step,
+        )
+
+    def evaluate(self, phase: int, values: Values) -> Evaluation:
+        """Evaluates values on the validation split, in a phase whose batches have been asked for."""
+        return self.setup.evaluate(self._cached[1]["val"], values, self.decisions[phase].start)
+
+    @property
+    def validates(self) -> bool:
+        """Whether there is a validation split."""
+        return "val" in self.pictures
+
+    def changes(self, phase: int) -> bool:
+        """Returns whether a phase is fed with something else than what is being fed."""
+        return self.decisions[phase].start != self._cached[0]
+
+    def _prepare(self, phase: int, values: Values) -> None:
+        decision = self.decisions[phase]
+        prefix = decision.prefix
+        if not self.changes(phase):
+            return
+        self._cached = (0, dict(self.pictures))  # before there is another, what was kept goes
+        if prefix is None:
+            return
+        setup, config = self.setup, self.setup.config
+        cache = Cache(
+            setup.model,
+            values,
+            setup.mesh,
+            setup.dtype,
+            config.seed,
+            config.eval.batch_size or config.train.batch_size,
+            Store(_folder(config.cache.dir), config.cache.disk_gb * 2**30),
+            config.cache.memory_gb * 2**30,
+            self.say,
+        )
+        cached: dict[str, pipeline.Rows] = {
+            "train": cache.split(
+                "training",
+                self.pictures["train"],
+                prefix,
+                views=config.cache.views if config.data.augment else 0,
+                augmentation=setup.augmentation,
+            )
+        }
+        if self.validates:
+            cached["val"] = cache.split("validation", self.pictures["val"], prefix)
+        self._cached = (decision.start, cached)
+
+
+def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
+    """Returns for each phase from which stage on it runs.
+
+    Raises:
+      InputError: cache.use=on where the first phase must have its pictures.
+    """
+    config, splits = setup.config, setup.splits
+    assert splits.train is not None
+    ends = [phase.start for phase in tuning.phases[1:]] + [tuning.cadence.total_steps]
+    obstacle = _obstacle(setup, tuning)
+    make = functools.partial(
+        decide,
+        setup.model,
+        setup.leaves,
+        config=config.cache,
+        dtype=setup.dtype,
+        last_stage_runs=any(one.name == "bss" for one in tuning.regularizers),
+    )
+    found = []
+    for phase, end in zip(tuning.phases, ends, strict=True):
+        passes = (end - phase.start) / tuning.steps_per_epoch
+        evaluated = len(splits.val) if splits.val is not None else 0
+        use = Use(len(splits.train), evaluated, passes, obstacle)
+        found.append(make(plan=phase.plan, use=use))
+    return found
+
+
+def describe_decisions(found: Sequence[Decision]) -> list[str]:
+    """Returns a line for each phase: what is cached, or why nothing is."""
+    numbered = len(found) > 1
+    lines = []
+    for number, decision in enumerate(found, 1):
+        phase = f"phase {number}: " if numbered else ""
+        kept = decision.reason if decision.start else f"off ({decision.reason})"
+        lines.append(f"cache: {phase}{kept}")
+    return lines
+
+
+def _obstacle(setup: Setup, tuning: Tuning) -> str:
+    config = setup.config
+    if config.data.augment and not config.cache.views:
+        return "data.augment draws other pictures each time (cache.views=K keeps K of each)"
+    if config.train.mixup or config.train.cutmix:
+        return "train.mixup and train.cutmix mix pictures"
+    if tuning.estimated_after is not None:
+        return "statistics of the average are estimated on pictures"
+    if jax.process_count() > 1:
+        return "it is not shared between processes"
+    return ""
+
+
+def _folder(given: str) -> Path:
+    return Path(given).expanduser() if given else cache_dir() / "features"
