@@ -19,6 +19,11 @@ elif "JAX_COMPILATION_CACHE_DIR" not in os.environ:
     os.environ["JAX_COMPILATION_CACHE_DIR"] = compiled
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
 
+if "TLX_CACHE" not in os.environ:
+    kept = tempfile.mkdtemp(prefix="tlx-cache-")
+    atexit.register(shutil.rmtree, kept, ignore_errors=True)
+    os.environ["TLX_CACHE"] = kept
+
 HAVE_TORCH = importlib.util.find_spec("torch") is not None
 SHARED = os.environ.get("TLX_SHARED", "")
 

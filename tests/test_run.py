@@ -212,11 +212,11 @@ def test_a_stop_during_validation_saves_what_was_reached(tmp_path, config, monke
     fields = config | {"data.val_fraction": 0.25, "eval.every": "2", "checkpoint.every": "0"}
     evaluate, calls = Setup.evaluate, []
 
-    def stopped_in_the_second(self, split, values):
+    def stopped_in_the_second(self, split, values, start=0):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, split, values)
+        return evaluate(self, split, values, start)
 
     monkeypatch.setattr(Setup, "evaluate", stopped_in_the_second)
     with pytest.raises(Interrupted, match="interrupted at step 4 of 6"):

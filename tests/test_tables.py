@@ -89,11 +89,11 @@ def test_an_interrupted_run_ends_with_the_same_bits(tmp_path, config, monkeypatc
     whole = tlx.finetune(fields, tmp_path / "whole")
     evaluate, calls = Setup.evaluate, []
 
-    def stopped_in_the_second(self, split, values):
+    def stopped_in_the_second(self, split, values, start=0):
         calls.append(1)
         if len(calls) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return evaluate(self, split, values)
+        return evaluate(self, split, values, start)
 
     with monkeypatch.context() as patched:
         patched.setattr(Setup, "evaluate", stopped_in_the_second)

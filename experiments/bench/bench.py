@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import platform
 import statistics
 import subprocess
@@ -101,7 +102,16 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
         row[name] = {**worker.start, **worker.close()}
     row["versions"] = {name: metadata.version(name) for name in VERSIONS}
     row["python"] = platform.python_version()
+    row["machine"] = _machine()
     return row
+
+
+def _machine() -> str:
+    """Returns the processor and how many of it there are."""
+    facts = Path("/proc/cpuinfo")
+    lines = facts.read_text().splitlines() if facts.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -121,6 +131,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"({ratios[0]:.2f} to {ratios[-1]:.2f}) "
             f"| {row['tlx']['peak'] / row['pytorch']['peak']:.2f} | {row['tlx']['first']:.1f} |"
         )
+    machines = sorted({row["machine"] for row in rows})
+    versions = [f"{name} {number}" for name, number in rows[-1]["versions"].items()]
+    lines += [
+        "",
+        f"{'; '.join(machines)}. {', '.join(versions)}. Memory is that of the process on the host.",
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -38,9 +38,9 @@ def evaluated_values(monkeypatch):
     """Returns a list that gets the values of every evaluation from now on, as path -> array."""
     evaluate, seen = Setup.evaluate, []
 
-    def watched(self, split, found):
+    def watched(self, split, found, start=0):
         seen.append({path: np.array(value) for path, value in found.items()})
-        return evaluate(self, split, found)
+        return evaluate(self, split, found, start)
 
     monkeypatch.setattr(Setup, "evaluate", watched)
     return seen

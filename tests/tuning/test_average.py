@@ -189,8 +189,8 @@ def losses(monkeypatch):
         def summary(self):
             return self.found.summary() | {"loss": self.loss}
 
-    def found(self, split, state):
-        found = evaluate(self, split, state)
+    def found(self, split, state, start=0):
+        found = evaluate(self, split, state, start)
         return Found(found, scripted.pop(0)) if len(split) == 6 else found
 
     monkeypatch.setattr(Setup, "evaluate", found)
