@@ -122,7 +122,10 @@ def _main(arguments: Sequence[str]) -> int:
     # Only now the heavy imports: whatever is wrong above is said at once.
     from tlx import lr_find, run
     from tlx.soups import make
+    from tlx.training.compilation import keep_compiled
     from tlx.training.loop import Interrupted
+
+    keep_compiled()
 
     command = "python -m tlx.main " + shlex.join(arguments)
     try:

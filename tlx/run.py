@@ -66,7 +66,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         training can show: a loss that is not finite, a broken picture in data too large to decode beforehand.
       tlx.training.loop.Interrupted: SIGINT or SIGTERM came; the state is saved.
     """
-    config = config_lib.build(config)
+    config, begun = config_lib.build(config), time.perf_counter()
     if config.soup.runs:
         raise InputError(
             "soup.runs is set, and a soup is not trained: --mode=soup (or tlx.soup) makes it of finished runs"
@@ -97,7 +97,7 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     with folder.locked():
         folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
-            return _train(setup, tuning, starts, splits, folder, checkpoints, table, command)
+            return _train(setup, tuning, starts, splits, folder, checkpoints, table, command, begun)
 
 
 def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> dict[str, Any]:
@@ -222,6 +222,7 @@ def _train(
     checkpoints: Checkpoints,
     table: str,
     command: str,
+    begun: float,  # as time.perf_counter() counts
 ) -> dict[str, Any]:
     config, phases, total = setup.config, tuning.phases, tuning.cadence.total_steps
     batch_size, sharding = config.train.batch_size, replicated(setup.mesh)
@@ -266,6 +267,7 @@ def _train(
             estimator=estimate,
         )
         state, position = loop.run(state, position)
+    first_step = max(loop.first_step_done - begun, 0.0)  # none where all had been taken
     plan = phases[position.phase].plan
     after = digests(loop.frozen, plan.frozen)
     audit({path: before[path] for path in after}, after)
@@ -285,6 +287,7 @@ def _train(
         "params/trainable": count_parameters(setup.leaves, plan.trainable),
         "frozen_values_audited": len(plan.frozen),
         "seconds": position.seconds,
+        "seconds_to_first_step": first_step,
         "examples_per_second": loop.watch.rate(batch_size),
         "compilations/train_step": max(step._cache_size() for step in train_steps),  # type: ignore[attr-defined]
     }

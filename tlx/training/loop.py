@@ -141,6 +141,7 @@ class Loop:
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
         self.estimator = estimator  # of statistics that evaluation uses in place of training's
         self.watch = Stopwatch()
+        self.first_step_done = 0.0  # as time.perf_counter() counts; 0: not yet
         self._window: list[dict[str, jax.Array]] = []
 
     def run(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
@@ -275,6 +276,7 @@ class Loop:
         self._window.append(metrics)
         if compiled:  # the clock starts behind it
             jax.block_until_ready(metrics)
+            self.first_step_done = self.first_step_done or time.perf_counter()
             self.watch.start()
         else:
             self.watch.steps += 1
