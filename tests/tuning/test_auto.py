@@ -136,7 +136,10 @@ def test_optimizer_and_rate_follow_the_network_and_the_batch():
     )
     assert part["optimizer.schedule"] == "cosine" and part["optimizer.warmup"] == "10%"
     assert part["tune.groups"] == (f"head.lr={auto.NEW_HEAD}",)
-    assert "tune.groups" not in of(RESNET, examples=1000, new_head=False)
+    known = of(RESNET, examples=1000, new_head=False)
+    assert "tune.groups" not in known
+    assert known["optimizer.lr"] == pytest.approx(auto.KNOWN_HEAD * part["optimizer.lr"], rel=0.06)
+    assert of(RESNET, examples=8, new_head=False) == of(RESNET, examples=8)  # the head alone
     assert "tune.groups" not in of(RESNET, examples=8)  # a head alone has its own rate
     fresh = of(RESNET, examples=8, fresh_stages=("layer4",))
     scratch = of(RESNET, examples=8, pretrained=False)
