@@ -288,6 +288,7 @@ def _train(
         "frozen_values_audited": len(plan.frozen),
         "seconds": position.seconds,
         "seconds_to_first_step": first_step,
+        "cache/stages": ",".join(str(decision.start) for decision in starts),
         "examples_per_second": loop.watch.rate(batch_size),
         "compilations/train_step": max(step._cache_size() for step in train_steps),  # type: ignore[attr-defined]
     }

@@ -64,6 +64,15 @@ def test_the_least_recently_used_entries_make_room(tmp_path):
     assert store.write("large", (1000,), "float32", filled(3), {}) is None
 
 
+def test_what_another_process_is_writing_stays_and_what_a_dead_one_left_goes(tmp_path):
+    now, before = tmp_path / ".now.1.npy", tmp_path / ".before.1.npy"
+    for path in (now, before):
+        path.write_bytes(b"half")
+    os.utime(before, (1e9, 1e9))
+    Store(tmp_path, 2000).write("key", (256,), "float32", filled(1), {})
+    assert now.exists() and not before.exists()
+
+
 def test_a_folder_that_cannot_be_written_takes_nothing(tmp_path):
     (tmp_path / "file").write_text("")
     store = Store(tmp_path / "file" / "entries", 2**20)

@@ -9,6 +9,7 @@ import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from tlx.weights.files import sha256_of
 # What numpy's format has no name for is stored as integers of its size.
 _STORED_AS = {"bfloat16": np.dtype(np.uint16)}
 _TYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16)}
+
+_ABANDONED = 86_400  # seconds without a write
 
 Fill = Callable[[np.ndarray], None]
 
@@ -82,7 +85,13 @@ class Store:
         """Returns whether `size` bytes fit, once entries have been removed that were used longest ago."""
         if size > self.budget:
             return False
-        entries = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+        files = sorted(self.folder.glob("*.npy"), key=lambda path: path.stat().st_mtime)
+        entries = [path for path in files if not path.name.startswith(".")]
+        for path in set(files) - set(
+            entries
+        ):  # being written, or left by a process that was killed
+            if time.time() - path.stat().st_mtime > _ABANDONED:
+                path.unlink(missing_ok=True)
         total = sum(path.stat().st_size for path in entries)
         while entries and total + size > self.budget:
             oldest = entries.pop(0)
