@@ -36,6 +36,18 @@ def stages(model: torch.nn.Module, name: str) -> list[torch.nn.Module]:
     return [model.layer4, model.fc]
 
 
+def freeze(model: torch.nn.Module, name: str, trained: str) -> None:
+    """Freezes all but the head, or the last stage and the head; frozen BatchNorm keeps its statistics, as tlx's."""
+    model.requires_grad_(False)
+    head = [list(model.children())[-1]]
+    for part in head if trained == "head" else stages(model, name):
+        part.requires_grad_(True)
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if own and not own[0].requires_grad:
+            module.eval()
+
+
 def steps(job: Job) -> Steps:
     """Builds the job; frozen parts run without a tape, in channels_last, in the faster number of threads.
 
@@ -48,17 +60,9 @@ def steps(job: Job) -> Steps:
     images, labels = pictures(job)
     mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in (MEAN, STD))
     half = torch.autocast(device, torch.bfloat16, enabled=job.dtype == "bfloat16")
-    if job.trained in ("head", "last"):
-        model.requires_grad_(False)
-        head = [list(model.children())[-1]]
-        for part in head if job.trained == "head" else stages(model, job.model):
-            part.requires_grad_(True)
     model.train(bool(job.trained))
-    if job.trained in ("head", "last"):  # frozen statistics, as tlx
-        for module in model.modules():
-            own = list(module.parameters(recurse=False))
-            if own and not own[0].requires_grad:
-                module.eval()
+    if job.trained in ("head", "last"):
+        freeze(model, job.model, job.trained)
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
     network_ = torch.compile(model) if device == "cuda" else model
