@@ -44,6 +44,14 @@ LARGE_RATES = (1e-3, 3e-3, 1e-2)  # of methods that do not
 # Where the head is new, it learns ten times as fast as the pretrained kernels that are trained with it.
 NEW_HEAD: Fields = {"tune.groups": ("head.lr=10",)}
 NEW_HEAD_RATES = (3e-5, 1e-4)
+# What the frozen network makes of each picture is computed once, so that epochs cost next to nothing; no flips then.
+KEPT_FEATURES: Fields = {
+    "tune.method": "head",
+    "data.augment": (),
+    "cache.use": "on",
+    "train.epochs": 40.0,
+}
+HEAD_RATES = (3e-4, 1e-3, 3e-3)
 
 RECIPE: Fields = {
     "optimizer.name": "adamw",
@@ -161,6 +169,7 @@ def methods(task: Task) -> dict[str, tuple[Fields, tuple[float, ...]]]:
         for name, (fields, rates) in known.items():
             if rates == SMALL_RATES:
                 known[name] = ({**NEW_HEAD, **fields}, NEW_HEAD_RATES)
+        known["head, 40 epochs of kept features"] = (KEPT_FEATURES, HEAD_RATES)
     return {name: how for name, how in known.items() if not task.only or name in task.only}
 
 

@@ -153,6 +153,13 @@ def test_adding_and_cutting_off_has_the_gradients_of_what_it_is(batch):
         np.testing.assert_array_equal(one, other)
 
 
+@pytest.mark.parametrize("batch", [1, 2, 5])
+def test_gelu_has_the_gradient_of_what_it_is(batch):
+    x = 2 * normal(batch, 7, 3)
+    expected = gradients(lambda x: jax.nn.gelu(x, approximate=False), x)
+    assert_close(gradients(formulations.gelu, x), expected)
+
+
 def test_a_shift_of_channels_has_the_gradients_of_what_it_is():
     arguments = normal(4, 15, 15, 3), normal(3, seed=1)
     found = gradients(formulations.add_channels, *arguments)

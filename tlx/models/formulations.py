@@ -188,6 +188,26 @@ add_relu.defvjp(_add_relu_forward, _add_relu_backward)
 
 
 @jax.custom_vjp
+def gelu(x: jax.Array) -> jax.Array:
+    """Returns x * Phi(x)."""
+    return stored(_gelu, x)
+
+
+def _gelu(x: jax.Array) -> jax.Array:
+    return jax.nn.gelu(x, approximate=False)
+
+
+def _gelu_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
+    return jax.vjp(_gelu, x)[1](gradient)[0]
+
+
+gelu.defvjp(
+    lambda x: (gelu(x), x),
+    lambda x, gradient: (stored(_gelu_gradient, x, gradient),),
+)
+
+
+@jax.custom_vjp
 def channel_sum(x: jax.Array) -> jax.Array:
     """Returns the sum of [..., C] over all axes but the last: [C]."""
     return _channel_sum(x)

@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from tlx.models import formulations
 from tlx.models.formulations import (
     add_channels,
     channel_sum,
@@ -275,7 +276,7 @@ def drop_path(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 def gelu(x: jax.Array) -> jax.Array:
     """x * Phi(x), exactly (not the tanh approximation)."""
-    return jax.nn.gelu(x, approximate=False)
+    return formulations.gelu(x)
 
 
 def max_pool(
