@@ -161,7 +161,7 @@ def main() -> None:
         order = [dataclasses.asdict(job) for job in jobs]
         rows.sort(key=lambda row: order.index(row["job"]) if row["job"] in order else len(order))
         write_text_atomic(HERE / f"steps_{arguments.device}.md", table(rows))
-        print(table([row]).splitlines()[-1], flush=True)
+        print(table([row]).splitlines()[2], flush=True)
 
 
 if __name__ == "__main__":
