@@ -136,7 +136,7 @@ def test_each_pass_over_the_data_sees_the_next_view(tmp_path, config, monkeypatc
 
     def watched(self, index, epoch):
         found = rows(self, index, epoch)
-        if len(self.in_memory) > 1:
+        if len(self.features) > 1:
             seen.extend(zip(index.tolist(), epoch.tolist(), found, strict=True))
         return found
 
@@ -182,3 +182,11 @@ def test_auto_keeps_what_pays(tmp_path, config, capsys):
     assert "do not repay" in capsys.readouterr().out
     tlx.finetune(auto | {"tune.method": "partial", "tune.freeze_stages": 1}, tmp_path / "stem")
     assert "cache: off (the output of stem would be" in capsys.readouterr().out
+
+
+def test_what_is_on_is_used_by_the_phases_that_can(tmp_path, config, capsys):
+    fields = config | {"tune.method": "lpft", "train.steps": 2, "eval.every": "0"}
+    tlx.finetune(fields, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert "cache: phase 1: the pooled features" in out
+    assert "cache: phase 2: off (stem is trained)" in out

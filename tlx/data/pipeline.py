@@ -69,9 +69,6 @@ class Rows(Protocol):
     @property
     def examples(self) -> Examples: ...
 
-    @property
-    def in_memory(self) -> np.ndarray | None: ...
-
     def __len__(self) -> int: ...
 
     def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:

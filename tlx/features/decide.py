@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from tlx.config import CacheConfig
-from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, with_values
 from tlx.training.step import inference_model
@@ -43,6 +42,7 @@ class Use:
     pictures: int  # of training
     evaluated: int  # of validation
     passes: float  # over the training pictures, of this phase
+    views: int = 0  # of each that are kept; 0: itself
     obstacle: str = ""  # why every step needs its pictures; "": it does not
 
 
@@ -53,7 +53,6 @@ class Decision:
     start: int
     reason: str
     prefix: Prefix | None = None
-    nbytes: int = 0  # of all that is kept
 
 
 def decide(
@@ -76,9 +75,6 @@ def decide(
       use: what for.
       dtype: the compute type.
       last_stage_runs: whether a regularizer reads the output of the last stage.
-
-    Raises:
-      InputError: the config says on, and it is impossible.
     """
     if config.use == "off":
         return Decision(0, "cache.use=off")
@@ -87,19 +83,14 @@ def decide(
         stop = min(stop, len(model.stages) - 1)
     obstacle = use.obstacle or ("" if stop else f"{model.stages[0]} is trained")
     if obstacle:
-        if config.use == "on":
-            raise InputError(f"cache.use=on: there is nothing to cache, {obstacle}")
         return Decision(0, obstacle)
     prefix = measure(model, leaves, stop, dtype, config.dtype)
-    views = max(config.views, 1)
+    views = max(use.views, 1)
     nbytes = prefix.nbytes * (use.pictures * views + use.evaluated)
     what = f"{describe_prefix(model, stop)}, {nbytes / 2**30:.2g} GiB"
-    chosen = Decision(stop, what, prefix, nbytes)
+    chosen = Decision(stop, what, prefix)
     if nbytes > 2**30 * max(config.memory_gb, config.disk_gb):
-        reason = f"{what}: more than cache.memory_gb and cache.disk_gb"
-        if config.use == "on":
-            raise InputError(f"cache.use=on: {reason}")
-        return Decision(0, reason)
+        return Decision(0, f"{what}: more than cache.memory_gb and cache.disk_gb")
     if config.use == "on":
         return chosen
     if use.passes <= views:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import jax
 
+from tlx.config import Config
 from tlx.data import pipeline
+from tlx.errors import InputError
 from tlx.features.cached import Cache
 from tlx.features.decide import Decision, Use, decide
 from tlx.features.store import Store
@@ -65,29 +67,14 @@ class Feeds:
         self._cached = (0, dict(self.pictures))  # before there is another, what was kept goes
         if prefix is None:
             return
-        setup, config = self.setup, self.setup.config
-        cache = Cache(
-            setup.model,
-            values,
-            setup.mesh,
-            setup.dtype,
-            config.seed,
-            config.eval.batch_size or config.train.batch_size,
-            Store(_folder(config.cache.dir), config.cache.disk_gb * 2**30),
-            config.cache.memory_gb * 2**30,
-            self.say,
-        )
+        config = self.setup.config
+        store = Store(_folder(config.cache.dir), config.cache.disk_gb * 2**30)
+        cache = Cache(self.setup, values, prefix, store, self.say)
         cached: dict[str, pipeline.Rows] = {
-            "train": cache.split(
-                "training",
-                self.pictures["train"],
-                prefix,
-                views=config.cache.views if config.data.augment else 0,
-                augmentation=setup.augmentation,
-            )
+            "train": cache.split("training", self.pictures["train"], _views(config))
         }
         if self.validates:
-            cached["val"] = cache.split("validation", self.pictures["val"], prefix)
+            cached["val"] = cache.split("validation", self.pictures["val"])
         self._cached = (decision.start, cached)
 
 
@@ -95,7 +82,7 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
     """Returns for each phase from which stage on it runs.
 
     Raises:
-      InputError: cache.use=on where the first phase must have its pictures.
+      InputError: cache.use=on where every phase must have its pictures.
     """
     config, splits = setup.config, setup.splits
     assert splits.train is not None
@@ -113,8 +100,10 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
     for phase, end in zip(tuning.phases, ends, strict=True):
         passes = (end - phase.start) / tuning.steps_per_epoch
         evaluated = len(splits.val) if splits.val is not None else 0
-        use = Use(len(splits.train), evaluated, passes, obstacle)
+        use = Use(len(splits.train), evaluated, passes, _views(config), obstacle)
         found.append(make(plan=phase.plan, use=use))
+    if config.cache.use == "on" and not any(decision.start for decision in found):
+        raise InputError(f"cache.use=on: there is nothing to cache, {found[0].reason}")
     return found
 
 
@@ -140,6 +129,11 @@ def _obstacle(setup: Setup, tuning: Tuning) -> str:
     if jax.process_count() > 1:
         return "it is not shared between processes"
     return ""
+
+
+def _views(config: Config) -> int:
+    """Returns how many augmented pictures stand for each; 0: each is fed as it is."""
+    return config.cache.views if config.data.augment else 0
 
 
 def _folder(given: str) -> Path:

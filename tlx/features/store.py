@@ -51,7 +51,7 @@ class Store:
             return None
         with contextlib.suppress(OSError):
             os.utime(path)
-        return array.view(_TYPES[dtype]) if dtype in _TYPES else array
+        return _as_type(array, dtype)
 
     def write(
         self, key: str, shape: tuple[int, ...], dtype: str, fill: Fill, what: dict[str, Any]
@@ -73,13 +73,13 @@ class Store:
             path = self.folder / f"{key}.npy"
             with replacing(path) as temporary:
                 array = np.lib.format.open_memmap(temporary, "w+", dtype=stored, shape=shape)
-                fill(array.view(_TYPES[dtype]) if dtype in _TYPES else array)
+                fill(_as_type(array, dtype))
                 array.flush()
                 digest = sha256_of(temporary)
             write_json_atomic(path.with_suffix(".json"), {"sha256": digest, **what})
+            return _as_type(np.load(path, mmap_mode="r", allow_pickle=False), dtype)
         except OSError:
             return None
-        return self.read(key, shape, dtype)
 
     def _make_room(self, size: int) -> bool:
         """Returns whether `size` bytes fit, once entries have been removed that were used longest ago."""
@@ -99,3 +99,8 @@ class Store:
             for path in (oldest.with_suffix(".json"), oldest):
                 path.unlink(missing_ok=True)
         return size < shutil.disk_usage(self.folder).free
+
+
+def _as_type(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Returns a stored array as what it holds."""
+    return array.view(_TYPES[dtype]) if dtype in _TYPES else array
