@@ -48,6 +48,7 @@ class ModelConfig:
     dtype: str = (
         "auto"  # compute type: auto (float32 on CPU, bfloat16 elsewhere) | float32 | bfloat16
     )
+    remat: bool = False  # on accelerators the insides of stages are computed again in the backward pass: less memory, more work
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,8 @@ class DataConfig:
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
     memory_gb: float = 4.0  # GiB; auto keeps the decoded splits in memory if all fit in this
+    # GiB of each device for what training reads, if all of it fits; -1: a quarter of an accelerator's, none on a CPU
+    device_gb: float = -1.0
     workers: int = 0  # grain worker processes when streaming; 0: threads only
 
 
@@ -153,6 +156,9 @@ class TrainConfig:
     # validations in a row without a new best that end the run; 0: it goes on. gradual and lpft: they are counted anew
     # in each phase, and end the run in any, also the first, where the head alone is trained
     patience: int = 0
+    # steps in one call of the device, during which Ctrl-C waits; logs, validations and checkpoints come between calls; 0: 1
+    # on a CPU or with data that is streamed, else 10
+    steps_per_call: int = 0
     log_every: int = 50  # steps
 
 
@@ -301,6 +307,7 @@ RANGES = {
     "optimizer.clip_norm": (0.0, 1e12),
     "optimizer.gamma": (0.0, 1e6),
     "data.memory_gb": (0.0, 1e6),
+    "data.device_gb": (-1.0, 1e6),
     "train.epochs": (0.0, 1e9),
     "train.steps": (0, 2**31),
     "train.batch_size": (1, 2**24),
@@ -309,6 +316,7 @@ RANGES = {
     "train.cutmix": (0.0, 100.0),
     "train.accumulate": (1, 2**16),
     "train.patience": (0, 2**31),
+    "train.steps_per_call": (0, 2**16),
     "train.log_every": (1, 2**31),
     "eval.batch_size": (0, 2**24),
     "checkpoint.keep_last": (1, 10_000),
@@ -319,7 +327,7 @@ RANGES = {
 
 # Fields that say where and how often, not what: a resumed run may change them.
 NOT_IDENTITY = frozenset(
-    "data.root data.storage data.memory_gb data.workers train.log_every eval.batch_size eval.checkpoint "
+    "data.root data.storage data.memory_gb data.device_gb data.workers train.steps_per_call train.log_every eval.batch_size eval.checkpoint "
     "checkpoint.keep_last cache.memory_gb cache.disk_gb cache.dir".split()
 )
 

@@ -32,10 +32,11 @@ from tlx.setup import (
     estimator,
     prepare,
     prepare_tuning,
-    train_step,
+    step_function,
 )
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
+from tlx.training.calls import make_call
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Loop
 from tlx.training.mesh import make_mesh, replicated
@@ -242,8 +243,13 @@ def _train(
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
-    train_steps = [
-        train_step(setup, tuning, phase, reference.drawn, decision.start)
+    together = setup.steps_per_call(splits["train"])
+    calls = [
+        make_call(
+            step_function(setup, tuning, phase, reference.drawn, decision.start),
+            setup.mesh,
+            steps=together,
+        )
         for phase, decision in zip(phases, starts, strict=True)
     ]
     estimate = estimator(setup, tuning, splits["train"])
@@ -254,7 +260,8 @@ def _train(
         loop = Loop(
             tuning.cadence,
             phases,
-            train_steps=train_steps,
+            calls=calls,
+            steps_per_call=together,
             frozen=frozen,
             source=reference.values,
             feeds=Feeds(setup, tuning, starts, splits, screen.message),
@@ -290,7 +297,7 @@ def _train(
         "seconds_to_first_step": first_step,
         "cache/stages": ",".join(str(decision.start) for decision in starts),
         "examples_per_second": loop.watch.rate(batch_size),
-        "compilations/train_step": max(step._cache_size() for step in train_steps),  # type: ignore[attr-defined]
+        "compilations/train_step": max(call._cache_size() for call in calls),  # type: ignore[attr-defined]
     }
     if position.best_step >= 0:
         summary[f"val/{config_lib.selecting_metric(config)}"] = loop.metric_value(position)

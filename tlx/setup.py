@@ -31,9 +31,11 @@ from tlx.training.statistics import Estimator, batches_of_estimate
 from tlx.training.step import (
     EvalStep,
     StatisticsStep,
+    StepFunction,
     TrainStep,
     make_eval_step,
     make_statistics_step,
+    make_step_function,
     make_train_step,
 )
 from tlx.tuning import auto
@@ -45,6 +47,8 @@ from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
+
+STEPS_PER_CALL = 10  # on accelerators
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,10 +103,15 @@ class Setup:
         batches = pipeline.evaluation_batches(
             split, batch_size=config.eval.batch_size or config.train.batch_size
         )
-        found = collect(
-            batches, lambda batch: jax.device_get(step(values, place_batch(batch, self.mesh)))
-        )
+        found = collect(batches, lambda batch: step(values, place_batch(batch, self.mesh)))
         return self.task.evaluation(*found, self.model.num_classes)
+
+    def steps_per_call(self, split: pipeline.Split) -> int:
+        """Returns how many steps a call of the device has, of training on the split."""
+        if self.config.train.steps_per_call:
+            return self.config.train.steps_per_call
+        waits = split.in_memory is None  # for pictures that are decoded
+        return 1 if waits or jax.default_backend() == "cpu" else STEPS_PER_CALL
 
     def open(self, *names: str) -> dict[str, pipeline.Split]:
         """Returns those of the named splits that exist, as the network reads them, decoded where they fit."""
@@ -301,7 +310,18 @@ def train_step(
     drawn: frozenset[str] = frozenset(),
     start: int = 0,
 ) -> TrainStep:
-    """Returns the jitted training step of one phase.
+    """Returns the jitted training step of one phase; arguments as for `step_function`."""
+    return make_train_step(step_function(setup, tuning, phase, drawn, start), setup.mesh)
+
+
+def step_function(
+    setup: Setup,
+    tuning: Tuning,
+    phase: Phase,
+    drawn: frozenset[str] = frozenset(),
+    start: int = 0,
+) -> StepFunction:
+    """Returns the training step of one phase.
 
     Args:
       setup, tuning: of the run.
@@ -310,13 +330,12 @@ def train_step(
       start: the stages that inputs have been through.
     """
     config = setup.config
-    return make_train_step(
+    return make_step_function(
         setup.model,
         setup.task,
         phase.plan,
         phase.optimizer,
         setup.augmentation,
-        setup.mesh,
         dtype=setup.dtype,
         loss_options=tuning.loss_options,
         mixing=tuning.mixing,
@@ -325,6 +344,7 @@ def train_step(
         drawn=drawn,
         start=start,
         seed=config.seed,
+        remat=config.model.remat,
     )
 
 

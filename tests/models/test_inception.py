@@ -24,7 +24,7 @@ from tlx.setup import prepare
 from tlx.tasks import PLAIN, classification
 from tlx.training.mesh import make_mesh, place_batch, replicated
 from tlx.training.state import create_state
-from tlx.training.step import make_train_step, training_model
+from tlx.training.step import make_step_function, make_train_step, training_model
 from tlx.tuning.plan import make_plans
 from tlx.weights import catalog
 from tlx.weights.files import read_weights, write_safetensors
@@ -290,17 +290,17 @@ def loss_and_gradients(model, plan, pixels, targets):
     )
     mesh = make_mesh()
     state, frozen = create_state(values(model), plan, keep, replicated(mesh))
-    step = make_train_step(
+    function = make_step_function(
         model,
         classification,
         plan,
         keep,
         parse((), model.meta.preprocess),
-        mesh,
         dtype="float32",
         loss_options=PLAIN,
         seed=0,
     )
+    step = make_train_step(function, mesh)
     batch = {"inputs": pixels, "targets": targets, "weight": np.ones(len(pixels), np.float32)}
     arguments = (state, frozen, place_batch(batch, mesh), np.int32(0))
     state, metrics = step.lower(*arguments).compile(compiler_options=QUICK)(*arguments)

@@ -10,7 +10,7 @@ from tlx.data.preprocess import normalize
 from tlx.models import family
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import all_values, create_state
-from tlx.training.step import make_train_step
+from tlx.training.step import make_step_function, make_train_step
 from tlx.tuning.plan import digests
 
 FROZEN = ("conv1", "bn1", "layer1", "layer2", "layer3")
@@ -39,17 +39,17 @@ def test_a_partly_frozen_resnet18_follows_pytorch(shared):
     values = setup.weights.place(0, sharding)
     state, frozen = create_state(values, phase.plan, phase.optimizer, sharding)
     before = digests(values, phase.plan.frozen)
-    step = make_train_step(
+    function = make_step_function(
         setup.model,
         setup.task,
         phase.plan,
         phase.optimizer,
         setup.augmentation,
-        setup.mesh,
         dtype="float32",
         loss_options=tuning.loss_options,
         seed=0,
     )
+    step = make_train_step(function, setup.mesh)
 
     (table,) = family("resnet18").key_tables("resnet18")
     original = torchvision_model("resnet18")

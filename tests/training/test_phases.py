@@ -48,7 +48,7 @@ def evaluated_values(monkeypatch):
 
 def stop_at(monkeypatch, step):
     """Has the run be asked to stop while it trains that step."""
-    place = loop.place_batch
+    place = loop.place_batches
 
     def placed(batch, mesh):
         steps.append(1)
@@ -57,7 +57,7 @@ def stop_at(monkeypatch, step):
         return place(batch, mesh)
 
     steps = []
-    monkeypatch.setattr(loop, "place_batch", placed)
+    monkeypatch.setattr(loop, "place_batches", placed)
 
 
 def test_gradual_unfreezing_ends_with_the_same_bits_wherever_it_was_stopped(

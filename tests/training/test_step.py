@@ -60,9 +60,11 @@ class Fixture:
         after = digests(all_values(self.state, self.frozen), tuple(self.before))
         return {path for path in self.before if before_differs(self.before, after, path)}
 
+    def lowered(self):
+        return self.step.lower(self.state, self.frozen, next(self.batches()), np.int32(0))
+
     def flops(self):
-        arguments = (self.state, self.frozen, next(self.batches()), np.int32(0))
-        return self.step.lower(*arguments).compile().cost_analysis()["flops"]
+        return self.lowered().compile().cost_analysis()["flops"]
 
     def forward_flops(self):
         arguments = (all_values(self.state, self.frozen), next(self.batches()))

@@ -42,6 +42,11 @@ class Split:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def held(self) -> np.ndarray | None:
+        """The pictures as uint8 [1, N, S, S, C]; None where they are decoded as needed."""
+        return None if self.in_memory is None else self.in_memory[None]
+
     def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps int [B] to uint8 [B, S, S, C], which are the same in every epoch."""
         if self.in_memory is not None:
@@ -71,8 +76,36 @@ class Rows(Protocol):
 
     def __len__(self) -> int: ...
 
+    @property
+    def held(self) -> np.ndarray | None:
+        """All inputs, [views, N, ...], each pass over the data reading the next view; None where they are not in one array."""
+
     def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps indices [B], and how often the data has been gone through before each, to inputs [B, ...]."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Places:
+    """Stands for a split whose inputs are kept elsewhere: a batch has the view and the row of each."""
+
+    split: Rows
+    views: int
+
+    @property
+    def examples(self) -> Examples:
+        """The split's."""
+        return self.split.examples
+
+    @property
+    def held(self) -> None:
+        """Nothing."""
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Maps int [B] twice to int32 [B, 2]."""
+        return np.stack([epoch % self.views, index], -1).astype(np.int32)
 
 
 def make_splits(

@@ -37,6 +37,11 @@ class CachedSplit:
     def __len__(self) -> int:
         return len(self.examples)
 
+    @property
+    def held(self) -> np.ndarray:
+        """The features."""
+        return self.features
+
     def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps int [B] twice to [B, ...]: each pass over the data reads the next view."""
         return self.features[epoch % len(self.features), index]

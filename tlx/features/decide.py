@@ -10,7 +10,8 @@ import jax.numpy as jnp
 
 from tlx.config import CacheConfig
 from tlx.models.base import Model
-from tlx.models.leaves import Leaf, with_values
+from tlx.models.leaves import Leaf, Values, with_values
+from tlx.training.compilation import operations
 from tlx.training.step import inference_model
 from tlx.tuning.plan import TuningPlan
 
@@ -134,10 +135,10 @@ def measure(model: Model, leaves: dict[str, Leaf], stop: int, dtype: str, stored
     preprocess = model.meta.preprocess
     size = preprocess.size
     picture = jax.ShapeDtypeStruct((1, size, size, preprocess.channels), jnp.float32)
-    lowered = jax.jit(lambda values, x: with_values(forward, values).prefix(x, stop)).lower(
-        values, picture
-    )
-    out = lowered.out_info
-    counts = lowered.cost_analysis() or {}
+
+    def run(values: Values, picture: jax.Array) -> jax.Array:
+        return with_values(forward, values).prefix(picture, stop)
+
+    out = jax.eval_shape(run, values, picture)
     kept = str(out.dtype) if stored == "auto" else stored
-    return Prefix(stop, tuple(out.shape[1:]), kept, float(counts.get("flops", 0.0)))
+    return Prefix(stop, tuple(out.shape[1:]), kept, operations(run, values, picture))

@@ -17,6 +17,8 @@ from tlx.features.store import Store
 from tlx.models.leaves import Values
 from tlx.setup import Setup, Tuning
 from tlx.tasks import Evaluation
+from tlx.training.calls import Data
+from tlx.training.mesh import replicated
 from tlx.weights.cache import cache_dir
 
 
@@ -33,14 +35,20 @@ class Feeds:
     ):
         self.setup, self.tuning, self.decisions, self.say = setup, tuning, decisions, say
         self.pictures = splits
-        self._cached: tuple[int, dict[str, pipeline.Rows]] = (0, dict(splits))
+        self.data: Data = {}  # what the places in batches are of
+        self._cached: dict[str, pipeline.Rows] = dict(splits)
+        self._fed = -1  # the start of what is being fed; -1: nothing yet
 
     def batches(self, phase: int, step: int, values: Values) -> Iterator[pipeline.Batch]:
-        """Returns the batches of a phase from a step on, at which the network has these values."""
+        """Returns the batches of a phase from a step on, at which the network has these values.
+
+        Where `data` has their inputs, they have the places of these.
+        """
         self._prepare(phase, values)
-        config = self.setup.config
+        config, split = self.setup.config, self._cached["train"]
+        views = len(self.data["inputs"]) if self.data else 0
         return pipeline.training_batches(
-            self._cached[1]["train"],
+            pipeline.Places(split, views) if views else split,
             seed=config.seed,
             batch_size=config.train.batch_size,
             start=step,
@@ -48,26 +56,31 @@ class Feeds:
 
     def evaluate(self, phase: int, values: Values) -> Evaluation:
         """Evaluates values on the validation split, in a phase whose batches have been asked for."""
-        return self.setup.evaluate(self._cached[1]["val"], values, self.decisions[phase].start)
+        return self.setup.evaluate(self._cached["val"], values, self.decisions[phase].start)
 
     @property
     def validates(self) -> bool:
         """Whether there is a validation split."""
         return "val" in self.pictures
 
-    def changes(self, phase: int) -> bool:
-        """Returns whether a phase is fed with something else than what is being fed."""
-        return self.decisions[phase].start != self._cached[0]
-
     def _prepare(self, phase: int, values: Values) -> None:
+        """Makes what the phase is fed with, unless that is what is being fed."""
         decision = self.decisions[phase]
-        prefix = decision.prefix
-        if not self.changes(phase):
+        if self._fed == decision.start:
             return
-        self._cached = (0, dict(self.pictures))  # before there is another, what was kept goes
+        self.data = {}  # before there is another, what was kept goes
+        self._cached = self._inputs(decision, values)
+        self._fed = decision.start
+        held = self._cached["train"].held
+        if held is not None and held.nbytes <= _device_bytes(self.setup.config):
+            self.data = {"inputs": jax.device_put(held, replicated(self.setup.mesh))}
+            self.say(f"data: {held.nbytes / 2**30:.2g} GiB for training are on each device")
+
+    def _inputs(self, decision: Decision, values: Values) -> dict[str, pipeline.Rows]:
+        self._cached = dict(self.pictures)
+        prefix, config = decision.prefix, self.setup.config
         if prefix is None:
-            return
-        config = self.setup.config
+            return self._cached
         store = Store(_folder(config.cache.dir), config.cache.disk_gb * 2**30)
         cache = Cache(self.setup, values, prefix, store, self.say)
         cached: dict[str, pipeline.Rows] = {
@@ -75,7 +88,7 @@ class Feeds:
         }
         if self.validates:
             cached["val"] = cache.split("validation", self.pictures["val"])
-        self._cached = (decision.start, cached)
+        return cached
 
 
 def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
@@ -134,6 +147,16 @@ def _obstacle(setup: Setup, tuning: Tuning) -> str:
 def _views(config: Config) -> int:
     """Returns how many augmented pictures stand for each; 0: each is fed as it is."""
     return config.cache.views if config.data.augment else 0
+
+
+def _device_bytes(config: Config) -> float:
+    """Returns how much of a device training's inputs may take."""
+    if config.data.device_gb >= 0:
+        return config.data.device_gb * 2**30
+    if jax.default_backend() == "cpu":
+        return 0.0
+    facts = jax.local_devices()[0].memory_stats() or {}
+    return float(facts.get("bytes_limit", 0)) / 4
 
 
 def _folder(given: str) -> Path:

@@ -62,6 +62,7 @@ class Model(nnx.Module):
       dropout: rate before the classifier in training.
       random_stages: the stages that may drop anything in training (a frozen one must not).
       watch: called with the name and the output of each stage that `run` has applied; None: not called.
+      remat: whether a stage's insides are computed again in the backward pass, in place of being kept (Chen et al. 2016, arXiv:1604.06174).
       start: how many stages the input has been through already, by `prefix`; more than there are: pooling too.
       dtype: the compute type, "float32" or "bfloat16"; parameters and logits stay float32.
     """
@@ -77,6 +78,7 @@ class Model(nnx.Module):
     dropout: float = 0.0
     random_stages: tuple[str, ...] | None = None
     watch: Callable[[str, Carry], None] | None = None
+    remat: bool = False
     start: int = 0
     dtype: str = "float32"
 
@@ -136,7 +138,8 @@ class Model(nnx.Module):
         keys = subkeys(key, len(self.stages))
         for name, stage_key in list(zip(self.stages, keys, strict=True))[start:stop]:
             random = self.random_stages is None or name in self.random_stages
-            carry = getattr(self, name)(carry, stage_key if random else None)
+            apply = _rematerialized if self.remat else _apply
+            carry = apply(getattr(self, name), carry, stage_key if random else None)
             if getattr(carry, "ndim", 0) == 4 and 0 in carry.shape[1:3]:
                 raise InputError(
                     f"the pictures are too small for {self.meta.architecture}: no pixel is left of them after "
@@ -182,3 +185,20 @@ class Model(nnx.Module):
         if key is not None:
             features = dropout(features, self.dropout, jax.random.fold_in(key, len(self.stages)))
         return self.head(features).astype(jnp.float32)
+
+
+def _apply(stage: Any, carry: Carry, key: jax.Array | None) -> Carry:
+    return stage(carry, key)
+
+
+def _rematerialized(stage: Any, carry: Carry, key: jax.Array | None) -> Carry:
+    """As `_apply`; only the carry is kept for the backward pass."""
+    graphdef, statistics, rest = nnx.split(stage, nnx.BatchStat, ...)
+
+    def run(statistics: Any, rest: Any, carry: Carry, key: Any) -> tuple[Carry, Any]:
+        module = nnx.merge(graphdef, statistics, rest)
+        return module(carry, key), nnx.state(module, nnx.BatchStat)
+
+    carry, moved = jax.checkpoint(run)(statistics, rest, carry, key)
+    nnx.update(stage, moved)
+    return carry

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax
 import jaxlib
+import numpy as np
 
 from tlx.weights.cache import cache_dir
 
@@ -24,6 +25,20 @@ _WORTH_KEEPING = 0.3  # seconds of compilation
 def jit(function: Callable[..., Any], **options: Any) -> Any:
     """Returns `jax.jit(function, **options)` with the compiler options that suit the backend."""
     return jax.jit(function, **options, compiler_options=_compiler_options())
+
+
+def operations(function: Callable[..., Any], *arguments: Any) -> float:
+    """Returns XLA's count of the floating-point operations of a call, before it is optimised.
+
+    Args:
+      function: to be counted; it is not run.
+      arguments: shapes and types, or arrays.
+    """
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), arguments)
+    # Other backends do not count what is not compiled.
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        counts = jax.jit(function).lower(*shapes).cost_analysis() or {}
+    return float(counts.get("flops", 0.0))
 
 
 @functools.cache

@@ -21,12 +21,14 @@ from tlx.errors import InputError
 from tlx.models.leaves import Values
 from tlx.tasks import Evaluation
 from tlx.training import logging
+from tlx.training.calls import Call, Data, ahead, grouped, place_batches
 from tlx.training.checkpoint import ESTIMATE, VALIDATION, Checkpoints, Position
-from tlx.training.mesh import place_batch, replicated
+from tlx.training.mesh import replicated
 from tlx.training.state import TrainState, advance, all_values, inference_values
 from tlx.training.statistics import Estimator
-from tlx.training.step import TrainStep
 from tlx.tuning.phases import Phase, describe
+
+AHEAD = 2
 
 
 class Interrupted(Exception):
@@ -48,6 +50,11 @@ class Cadence:
     metric: str  # the validation metric that selects the best checkpoint
     patience: int = 0  # validations without a new best after which training ends; 0: it does not
 
+    def together(self, step: int, end: int, most: int) -> int:
+        """Returns how many of the steps from `step` on, but before `end`, can be taken without looking up; at most `most`."""
+        each = [every for every in (self.log_every, self.save_every, self.eval_every) if every]
+        return min(most, end - step, *(every - step % every for every in each))
+
 
 class Feeds(Protocol):
     """What the loop trains and validates on: `tlx.features.feeds.Feeds`."""
@@ -57,7 +64,8 @@ class Feeds(Protocol):
 
     def batches(self, phase: int, step: int, values: Values) -> Iterator[Batch]: ...
 
-    def changes(self, phase: int) -> bool: ...
+    @property
+    def data(self) -> Data: ...
 
     def evaluate(self, phase: int, values: Values) -> Evaluation: ...
 
@@ -121,7 +129,8 @@ class Loop:
         cadence: Cadence,
         phases: Sequence[Phase],
         *,
-        train_steps: Sequence[TrainStep],
+        calls: Sequence[Call],
+        steps_per_call: int,
         frozen: Values,
         feeds: Feeds,
         batch_size: int,
@@ -133,16 +142,18 @@ class Loop:
         source: Values | None = None,
         estimator: Estimator | None = None,
     ):
-        self.cadence, self.phases, self.train_steps = cadence, phases, train_steps
+        self.cadence, self.phases = cadence, phases
+        self.calls, self.steps_per_call = calls, steps_per_call  # of the phases
         self.frozen = frozen
-        self.source = (source,) if source else ()  # the last argument of steps that need it
+        self.source = (source,) if source else ()  # the last argument of calls that need it
         self.feeds, self.batch_size, self.mesh = feeds, batch_size, mesh
         self.learning_rate = learning_rate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
         self.estimator = estimator  # of statistics that evaluation uses in place of training's
+        self.ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # calls whose batches wait
         self.watch = Stopwatch()
         self.first_step_done = 0.0  # as time.perf_counter() counts; 0: not yet
-        self._window: list[dict[str, jax.Array]] = []
+        self._window: list[tuple[int, dict[str, jax.Array]]] = []
 
     def run(self, state: TrainState, position: Position) -> tuple[TrainState, Position]:
         """Trains from `position.step` to the end, or until patience is at an end.
@@ -153,20 +164,17 @@ class Loop:
           InputError: the loss is not finite; or a picture is broken, what was reached is saved then.
         """
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
-        first = position.step
-        self.batches = self.feeds.batches(position.phase, first, all_values(state, self.frozen))
+        step, fed = position.step, self._fed(state, position.phase, position.step)
+        compiles = True
         with stop_on_signals() as stop:
             if position.undone:
                 position = self._make_up(state, position, stop)
-            for step in range(position.step, total):
-                if self._is_out_of_patience(position):
-                    break
-                compiles = step == first
+            while step < total and not self._is_out_of_patience(position):
                 while self._begins_next(step, position.phase):
                     state, position = self._next_phase(state, position, step)
-                    compiles = True
+                    compiles, fed = True, self._fed(state, position.phase, step)
                 try:
-                    batch = next(self.batches)
+                    count, batches = next(fed)
                 except InputError:
                     reached = dataclasses.replace(position, step=step)
                     estimated = self._estimated(state, reached, stop, ESTIMATE)
@@ -174,33 +182,33 @@ class Loop:
                         self._save(state, reached, estimated)
                         self.checkpoints.wait()
                     raise
-                arguments = place_batch(batch, self.mesh), np.int32(step)
-                train_step = self.train_steps[position.phase]
-                state, metrics = train_step(state, self.frozen, *arguments, *self.source)
-                self._count(metrics, compiled=compiles)
-                done = step + 1
-                validate = self.feeds.validates and self._due(done, self.cadence.eval_every)
-                save = self._due(done, self.cadence.save_every) or stop.requested
-                if validate or save or done % self.cadence.log_every == 0:
-                    self._log(done)
+                call, data = self.calls[position.phase], self.feeds.data
+                arguments = data, batches, np.int32(step), np.int32(count)
+                state, metrics = call(state, self.frozen, *arguments, *self.source)
+                self._count(metrics, count, compiled=compiles)
+                step, compiles = step + count, False
+                validate = self.feeds.validates and self._due(step, self.cadence.eval_every)
+                save = self._due(step, self.cadence.save_every) or stop.requested
+                if validate or save or step % self.cadence.log_every == 0:
+                    self._log(step)
                 if not (validate or save):
                     continue
                 self.watch.stop()
                 seconds = before + time.perf_counter() - begun
-                position = dataclasses.replace(position, step=done, seconds=seconds)
+                position = dataclasses.replace(position, step=step, seconds=seconds)
                 estimated = self._estimated(
                     state, position, stop, VALIDATION if validate else ESTIMATE
                 )
                 if estimated is None:
-                    raise Interrupted(done, total)
+                    raise Interrupted(step, total)
                 if validate:
                     position = self._validate(state, position, estimated)
                 ends = self._is_out_of_patience(position)
-                if save or ends or stop.requested or position.best_step == done:
+                if save or ends or stop.requested or position.best_step == step:
                     self._save(state, position, estimated)
-                if stop.requested and done < total and not ends:
+                if stop.requested and step < total and not ends:
                     self.checkpoints.wait()
-                    raise Interrupted(done, total)
+                    raise Interrupted(step, total)
                 self.watch.start()
             self.watch.stop()
             self.checkpoints.wait()
@@ -256,6 +264,23 @@ class Loop:
     def _is_out_of_patience(self, position: Position) -> bool:
         return 0 < self.cadence.patience <= position.stale
 
+    def _fed(self, state: TrainState, phase: int, step: int) -> Iterator[tuple[int, Any]]:
+        """Returns what each call from a step on, up to the end of the phase, takes: how many batches, and these."""
+        batches = self.feeds.batches(phase, step, all_values(state, self.frozen))
+        last = phase + 1 == len(self.phases)
+        end = self.cadence.total_steps if last else self.phases[phase + 1].start
+
+        def counts() -> Iterator[int]:
+            at = step
+            while at < end:
+                count = self.cadence.together(at, end, self.steps_per_call)
+                yield count
+                at += count
+
+        groups = grouped(batches, counts(), self.steps_per_call)
+        placed = ((count, place_batches(group, self.mesh)) for count, group in groups)
+        return ahead(placed, self.ahead)
+
     def _begins_next(self, step: int, phase: int) -> bool:
         return phase + 1 < len(self.phases) and self.phases[phase + 1].start <= step
 
@@ -268,23 +293,27 @@ class Loop:
         state, self.frozen = advance(state, self.frozen, self.phases[index], step, whole)
         (line,) = describe(self.phases[index - 1 : index + 1])
         self.screen.message(line)
-        if self.feeds.changes(index):
-            self.batches = self.feeds.batches(index, step, all_values(state, self.frozen))
         return state, dataclasses.replace(position, phase=index, stale=0)
 
-    def _count(self, metrics: dict[str, jax.Array], *, compiled: bool) -> None:
-        self._window.append(metrics)
+    def _count(self, metrics: dict[str, jax.Array], count: int, *, compiled: bool) -> None:
+        self._window.append((count, metrics))
         if compiled:  # the clock starts behind it
             jax.block_until_ready(metrics)
             self.first_step_done = self.first_step_done or time.perf_counter()
             self.watch.start()
         else:
-            self.watch.steps += 1
+            self.watch.steps += count
 
     def _log(self, done: int) -> None:
-        window = jax.device_get(self._window)
+        window = [
+            {k: v[:count] for k, v in found.items()}
+            for count, found in jax.device_get(self._window)
+        ]
         self._window = []
-        means = {f"train/{name}": float(np.mean([m[name] for m in window])) for name in window[0]}
+        means = {
+            f"train/{name}": float(np.mean(np.concatenate([found[name] for found in window])))
+            for name in window[0]
+        }
         rate = float(self.learning_rate(done - 1))
         speed = self.watch.rate(self.batch_size)
         self.writer.write(done, {**means, "train/lr": rate, "examples_per_second": speed})

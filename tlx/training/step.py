@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +38,13 @@ EvalStep = Callable[..., dict[str, jax.Array]]
 PrefixStep = Callable[..., jax.Array]
 
 
+class StepFunction(NamedTuple):
+    """A training step before it is compiled."""
+
+    function: TrainStep  # (state, frozen, batch, step, *source) -> (state, metrics)
+    needs_source: bool
+
+
 def training_model(model: Model, plan: TuningPlan, dtype: str, start: int = 0) -> Model:
     """Returns the (abstract) model in the modes that the plan gives its parts, for inputs from stage `start` on.
 
@@ -62,13 +69,12 @@ def inference_model(model: Model, dtype: str, start: int = 0) -> Model:
     return copy
 
 
-def make_train_step(
+def make_step_function(
     model: Model,
     task: Task,
     plan: TuningPlan,
     optimizer: optax.GradientTransformation,
     augmentation: Augmentation,
-    mesh: Mesh,
     *,
     dtype: str,
     loss_options: LossOptions,
@@ -78,10 +84,11 @@ def make_train_step(
     regularizers: tuple[Regularizer, ...] = (),
     drawn: frozenset[str] = frozenset(),
     start: int = 0,
-) -> TrainStep:
-    """Returns `step(state, frozen, batch, step) -> (state, metrics)`, jitted, the state donated.
+    remat: bool = False,
+) -> StepFunction:
+    """Returns `step(state, frozen, batch, step) -> (state, metrics)`.
 
-    With a regularizer that needs them, the source's values are a fifth argument, which is not donated; `drawn` are those
+    With a regularizer that needs them, the source's values are a fifth argument; `drawn` are those
     that came from no weights file. `loss` is what is minimised, penalties included; each is a metric of its name beside it.
 
     Only trainable leaves are differentiated: the frozen ones are not arguments of the gradient. Randomness is
@@ -91,9 +98,11 @@ def make_train_step(
     the whole batch but for rounding, where no batch statistics are used, nothing is dropped at random and no singular
     values are shrunk. A part counts in the loss as much as its examples weigh, in the penalties as many as they are.
 
-    With `start` the inputs are not pictures but what `Model.prefix` makes of them, nothing is augmented or mixed.
+    With `start` the inputs are not pictures but what `Model.prefix` makes of them, nothing is augmented or mixed. With `remat`
+    what is inside a stage is not kept for the backward pass but computed again there.
     """
     forward = training_model(model, plan, dtype, start)
+    forward.remat = remat
     inputs_of = _training_inputs(augmentation, mixing, model.meta.preprocess, seed, start)
     source_model = inference_model(model, dtype) if need_outputs(regularizers) else None
     penalties = Penalties(regularizers, plan, source_model, drawn)
@@ -173,10 +182,15 @@ def make_train_step(
         }
         return TrainState(trainable, statistics, optimizer_state), metrics
 
+    return StepFunction(train_step, penalties.need_source)
+
+
+def make_train_step(step: StepFunction, mesh: Mesh) -> TrainStep:
+    """Returns the step, jitted, the state donated; the source's values are not."""
     whole, rows = replicated(mesh), split_batch(mesh)
     return jit(
-        train_step,
-        in_shardings=(whole, whole, rows, whole, *([whole] if penalties.need_source else [])),
+        step.function,
+        in_shardings=(whole, whole, rows, whole, *([whole] if step.needs_source else [])),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
