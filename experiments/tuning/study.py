@@ -17,9 +17,11 @@ import csv
 import dataclasses
 import io
 import json
+import multiprocessing
 import statistics
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +63,7 @@ RECIPE: Fields = {
     "checkpoint.every": "0",
     "eval.every": "0",
     "train.log_every": 1000,
+    "model.dtype": "float32",
 }
 
 
@@ -173,62 +176,34 @@ def methods(task: Task) -> dict[str, tuple[Fields, tuple[float, ...]]]:
     return {name: how for name, how in known.items() if not task.only or name in task.only}
 
 
-class Study:
-    """The cells of one task, kept in a file."""
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """A method at a learning rate with a seed, judged on training examples (selection) or on the test pictures (test)."""
 
-    def __init__(self, name: str, shared: Path):
-        self.name, self.task, self.shared = name, TASKS[name], shared
-        self.file = HERE / f"{name}.json"
-        self.rows: list[dict[str, Any]] = (
-            json.loads(self.file.read_text()) if self.file.exists() else []
-        )
+    task: str
+    part: str
+    method: str
+    lr: float
+    seed: int
 
-    def run(self, wanted: list[str]) -> None:
-        """Runs the cells of these methods that are not there yet."""
-        known = methods(self.task)
-        for method in wanted or known:
-            try:
-                self._run(method, *known[method])
-            except InputError as error:  # no normalisations to train, say
-                print(f"{method}: {error}", flush=True)
+    @property
+    def key(self) -> dict[str, Any]:
+        """What its row in TASK.json is found by."""
+        return {name: value for name, value in dataclasses.asdict(self).items() if name != "task"}
 
-    def _run(self, method: str, fields: Fields, rates: tuple[float, ...]) -> None:
-        if self.name not in RATES_FROM:
-            for rate in rates:
-                self._cell("selection", method, rate, SELECTION_SEED, fields)
-        rate = self.chosen(method)
-        if rate is not None:
-            for seed in SEEDS:
-                self._cell("test", method, rate, seed, fields)
 
-    def chosen(self, method: str) -> float | None:
-        """Returns the method's learning rate (0: its own), or None where the selection has not been run."""
-        if method == AUTO:
-            return 0.0
-        name = RATES_FROM.get(self.name, self.name)
-        rows = self.rows if name == self.name else Study(name, self.shared).rows
-        found = [r for r in rows if r["part"] == "selection" and r["method"] == method]
-        best = min(found, key=lambda row: (-row["accuracy"], row["lr"]), default=None)
-        return best["lr"] if best else None
-
-    def _cell(self, part: str, method: str, rate: float, seed: int, fields: Fields) -> None:
-        cell = {"part": part, "method": method, "lr": rate, "seed": seed}
-        if any(cell.items() <= row.items() for row in self.rows):
-            return
-        every = {**RECIPE, **self._placed(), **fields, "optimizer.lr": rate, "seed": seed}
-        if method == AUTO:
-            own = (
-                "model.",
-                "data.root",
-                "data.source",
-                "data.labels",
-                "eval.batch",
-                "tune.",
-                "seed",
-            )
-            every = {name: value for name, value in every.items() if name.startswith(own)}
-        results = []
-        with self._splits(part) as splits:
+def run_cell(cell: Cell, shared: Path) -> dict[str, Any] | str:
+    """Trains, and returns the cell's row; or why it cannot be, as where there is no normalisation to train."""
+    task = TASKS[cell.task]
+    fields, _ = methods(task)[cell.method]
+    where = {k: str(shared / task.fields[k]) for k in ("model.weights", "data.root")}
+    every = {**RECIPE, **task.fields, **where, **fields, "optimizer.lr": cell.lr, "seed": cell.seed}
+    if cell.method == AUTO:
+        own = "model. data.root data.source data.labels eval.batch tune. seed".split()
+        every = {name: value for name, value in every.items() if name.startswith(tuple(own))}
+    results = []
+    try:
+        with _splits(task, cell.part, shared) as splits:
             for split in splits:
                 jax.clear_caches()
                 config = config_lib.build(every, split)
@@ -237,36 +212,97 @@ class Study:
                     contextlib.redirect_stdout(io.StringIO()),
                 ):
                     results.append(tlx.finetune(config, Path(folder) / "run"))
-        first = results[0]
-        row = {
-            **cell,
-            "accuracy": statistics.mean(r["test/accuracy"] for r in results),
-            "trainable": first["params/trainable"],
-            "total": first["params/total"],
-            "steps": first["steps"],
-            "versions": first["versions"],
-        }
-        print({k: v for k, v in row.items() if k != "versions"}, flush=True)
-        self.rows.append(row)
-        write_json_atomic(self.file, self.rows)
+    except InputError as error:
+        return str(error)
+    first = results[0]
+    return {
+        **cell.key,
+        "accuracy": statistics.mean(r["test/accuracy"] for r in results),
+        "trainable": first["params/trainable"],
+        "total": first["params/total"],
+        "steps": first["steps"],
+        "device": first["device"],
+        "versions": first["versions"],
+    }
 
-    def _placed(self) -> Fields:
-        fields = self.task.fields
-        where = {k: str(self.shared / fields[k]) for k in ("model.weights", "data.root")}
-        return {**fields, **where}
 
-    @contextlib.contextmanager
-    def _splits(self, part: str) -> Iterator[list[Fields]]:
-        """Yields the fields that say what is trained on and what is judged."""
-        fields = self.task.fields
-        if part == "test":
-            yield [{}]
-        elif fields["data.source"] == "folder":
-            with tempfile.TemporaryDirectory() as folder:
-                tables = list(_folds(self.shared / fields["data.root"] / "train", Path(folder)))
-                yield [{"data.source": "table", "data.root": str(table)} for table in tables]
-        else:  # no run is trained on the last 5,000 pictures of training unless it is on all
-            yield [{"data.train_split": "train[:45000]", "data.test_split": "train[45000:47500]"}]
+def _start_worker() -> None:
+    keep_freed_memory()
+    jax.config.update("jax_default_matmul_precision", "highest")  # a GPU's own is less than float32
+
+
+class Study:
+    """The cells of one task, kept in a file."""
+
+    def __init__(self, name: str):
+        self.name, self.task = name, TASKS[name]
+        self.file = HERE / f"{name}.json"
+        self.rows: list[dict[str, Any]] = (
+            json.loads(self.file.read_text()) if self.file.exists() else []
+        )
+
+    def run(self, wanted: list[str], shared: Path, workers: int) -> None:
+        """Runs the cells of these methods that are not there yet, so many at a time."""
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+            running: dict[Future[dict[str, Any] | str], Cell] = {}
+
+            def submit(cells: Iterable[Cell]) -> None:
+                for cell in cells:
+                    if cell not in running.values() and not self._row(cell):
+                        running[pool.submit(run_cell, cell, shared)] = cell
+
+            for method in wanted or methods(self.task):
+                submit(self._next(method))
+            while running:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+                for future in done:
+                    cell, error = running.pop(future), future.exception()
+                    row = future.result() if error is None else f"{type(error).__name__}: {error}"
+                    if isinstance(row, str):
+                        print(f"{cell.method}: {row}", flush=True)
+                        continue
+                    print({k: v for k, v in row.items() if k != "versions"}, flush=True)
+                    self.rows.append(row)
+                    write_json_atomic(self.file, self.rows)
+                    if cell.part == "selection":
+                        submit(self._next(cell.method))
+
+    def chosen(self, method: str) -> float | None:
+        """Returns the method's learning rate (0: its own), or None where the selection has not been run."""
+        if method == AUTO:
+            return 0.0
+        name = RATES_FROM.get(self.name, self.name)
+        rows = self.rows if name == self.name else Study(name).rows
+        found = [r for r in rows if r["part"] == "selection" and r["method"] == method]
+        best = min(found, key=lambda row: (-row["accuracy"], row["lr"]), default=None)
+        return best["lr"] if best else None
+
+    def _next(self, method: str) -> list[Cell]:
+        """Returns the selection's cells until all of them are there, then those of the test."""
+        _, rates = methods(self.task)[method]
+        if self.name not in RATES_FROM:
+            cells = [Cell(self.name, "selection", method, rate, SELECTION_SEED) for rate in rates]
+            if not all(map(self._row, cells)):
+                return cells
+        rate = self.chosen(method)
+        return [] if rate is None else [Cell(self.name, "test", method, rate, s) for s in SEEDS]
+
+    def _row(self, cell: Cell) -> dict[str, Any] | None:
+        return next((row for row in self.rows if cell.key.items() <= row.items()), None)
+
+
+@contextlib.contextmanager
+def _splits(task: Task, part: str, shared: Path) -> Iterator[list[Fields]]:
+    """Yields the fields that say what is trained on and what is judged."""
+    if part == "test":
+        yield [{}]
+    elif task.fields["data.source"] == "folder":
+        with tempfile.TemporaryDirectory() as folder:
+            tables = list(_folds(shared / task.fields["data.root"] / "train", Path(folder)))
+            yield [{"data.source": "table", "data.root": str(table)} for table in tables]
+    else:  # no run is trained on the last 5,000 pictures of training unless it is on all
+        yield [{"data.train_split": "train[:45000]", "data.test_split": "train[45000:47500]"}]
 
 
 def _folds(pictures: Path, folder: Path) -> Iterator[Path]:
@@ -320,11 +356,12 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--methods", default="")
     parser.add_argument("--table", action="store_true")
+    parser.add_argument("--workers", type=int, default=1, help="cells at a time")
     arguments = parser.parse_args()
-    keep_freed_memory()
-    study = Study(arguments.task, arguments.shared)
+    study = Study(arguments.task)
     if not arguments.table:
-        study.run([m for m in arguments.methods.split(";") if m])
+        wanted = [method for method in arguments.methods.split(";") if method]
+        study.run(wanted, arguments.shared, arguments.workers)
     write_text_atomic(HERE / f"{arguments.task}.md", table(study))
 
 
