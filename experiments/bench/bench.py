@@ -44,6 +44,8 @@ CPU_JOBS = (
     Job("resnet50", 32, 128, ""),
     Job("resnet50", 224, 16, ""),
 )
+# Operations a second in bfloat16, without sparsity, by the vendor's data sheet.
+PEAKS = {"NVIDIA H100 80GB HBM3": 989e12, "NVIDIA H200": 989e12}
 GPU_JOBS = (
     Job("resnet50", 224, 256, dtype="bfloat16"),
     Job("vit_base_patch16_224", 224, 128, dtype="bfloat16"),
@@ -87,7 +89,7 @@ class Worker:
         return answer
 
 
-def measure(job: Job, rounds: int) -> dict[str, Any]:
+def measure(job: Job, rounds: int, device: str) -> dict[str, Any]:
     """Returns the job's row."""
     workers = {"tlx": Worker("ours.py", job), "pytorch": Worker("theirs.py", job)}
     steps = max(1, round(SECONDS / min(workers["pytorch"].seconds(1) for _ in range(2))))
@@ -102,7 +104,7 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
         row[name] = {**worker.start, **worker.close()}
     row["versions"] = {name: metadata.version(name) for name in VERSIONS}
     row["python"] = platform.python_version()
-    row["machine"] = _machine()
+    row["machine"] = _machine() if device == "cpu" else _gpu()
     return row
 
 
@@ -114,12 +116,25 @@ def _machine() -> str:
     return f"{os.cpu_count()} x {names[0] if names else platform.processor()}"
 
 
+def _gpu() -> str:
+    """Returns the GPU's name, by its driver."""
+    command = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n")[0]
+
+
+def utilisation(row: dict[str, Any]) -> str:
+    """Returns what share of the GPU's matrix units tlx's step uses, for the operations that XLA counts; "" where not known."""
+    peak = PEAKS.get(row["machine"], 0.0)
+    seconds = statistics.median(row["seconds"]["tlx"])
+    return f"{row['tlx']['flops'] / seconds / peak:.2f}" if peak and "flops" in row["tlx"] else ""
+
+
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a line for each row."""
     lines = [
         "| network | pixels | batch | dtype | trained | tlx, images/s | PyTorch, images/s | ratio (spread) "
-        "| memory, ratio | first step, s |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "| memory, ratio | first step, s | MFU |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         job, times = Job(**row["job"]), row["seconds"]
@@ -129,13 +144,14 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"| {job.model} | {job.size} | {job.batch} | {job.dtype} | {job.trained or 'inference'} "
             f"| {ours:.1f} | {theirs:.1f} | {statistics.median(ratios):.2f} "
             f"({ratios[0]:.2f} to {ratios[-1]:.2f}) "
-            f"| {row['tlx']['peak'] / row['pytorch']['peak']:.2f} | {row['tlx']['first']:.1f} |"
+            f"| {row['tlx']['peak'] / row['pytorch']['peak']:.2f} | {row['tlx']['first']:.1f} "
+            f"| {utilisation(row)} |"
         )
     machines = sorted({row["machine"] for row in rows})
     versions = [f"{name} {number}" for name, number in rows[-1]["versions"].items()]
     lines += [
         "",
-        f"{'; '.join(machines)}. {', '.join(versions)}. Memory is that of the process on the host.",
+        f"{'; '.join(machines)}. {', '.join(versions)}. Memory is a GPU's own, or that of the process on the host.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -145,6 +161,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rows", default="", help="networks, with commas; all of them if empty")
+    parser.add_argument("--trained", default="", help="full, last or head: only these jobs")
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--device", choices=("cpu", "gpu"), default="cpu")
     arguments = parser.parse_args()
@@ -153,9 +170,9 @@ def main() -> None:
     file = HERE / f"steps_{arguments.device}.json"
     rows = json.loads(file.read_text()) if file.exists() else []
     for job in jobs:
-        if names and job.model not in names:
+        if (names and job.model not in names) or arguments.trained not in ("", job.trained):
             continue
-        row = measure(job, arguments.rounds)
+        row = measure(job, arguments.rounds, arguments.device)
         rows = [other for other in rows if other["job"] != row["job"]] + [row]
         write_json_atomic(file, rows)
         order = [dataclasses.asdict(job) for job in jobs]

@@ -67,10 +67,17 @@ def steps(job: Job) -> Steps:
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
     network_ = torch.compile(model) if device == "cuda" else model
     targets = torch.from_numpy(labels)
+    rows = torch.arange(len(images), device=device)
+    pictures_, targets = torch.from_numpy(images).to(device), targets.to(device)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        x = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).float().div_(255)
-        return x.sub_(mean).div_(std), targets.to(device)
+        x = (
+            (pictures_[rows] if device == "cuda" else pictures_)
+            .permute(0, 3, 1, 2)
+            .float()
+            .div_(255)
+        )
+        return x.sub_(mean).div_(std), targets[rows]
 
     def wait() -> None:
         if device == "cuda":
@@ -120,5 +127,10 @@ def _faster(run: Steps) -> int:
     return min(times, key=times.__getitem__)
 
 
+def found() -> dict[str, float]:
+    """Returns the most bytes of a GPU's memory that have been in use."""
+    return {"peak": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
+
+
 if __name__ == "__main__":
-    serve(steps)
+    serve(steps, found)

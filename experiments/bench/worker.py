@@ -35,8 +35,14 @@ def pictures(job: Job) -> tuple[np.ndarray, np.ndarray]:
     return images, np.arange(job.batch) % CLASSES
 
 
-def serve(steps: Callable[[Job], Steps]) -> None:
-    """Answers on what was standard output, which is standard error from now on."""
+def serve(steps: Callable[[Job], Steps], found: Callable[[], dict[str, float]]) -> None:
+    """Answers on what was standard output, which is standard error from now on.
+
+    Args:
+      steps: prepares the job.
+      found: returns what else there is to be said in the end; `peak` is the most bytes that were in use of an accelerator's memory,
+        or those of the process on the host.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     begun = time.perf_counter()
@@ -53,4 +59,4 @@ def serve(steps: Callable[[Job], Steps]) -> None:
         begun = time.perf_counter()
         run(int(line))
         answer(seconds=time.perf_counter() - begun)
-    answer(peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+    answer(**{"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024} | found())
