@@ -19,6 +19,7 @@ from tlx.setup import Setup, Tuning
 from tlx.tasks import Evaluation
 from tlx.training.calls import Data
 from tlx.training.mesh import replicated
+from tlx.tuning.table import readable_bytes
 from tlx.weights.cache import cache_dir
 
 
@@ -74,7 +75,7 @@ class Feeds:
         held = self._cached["train"].held
         if held is not None and held.nbytes <= _device_bytes(self.setup.config):
             self.data = {"inputs": jax.device_put(held, replicated(self.setup.mesh))}
-            self.say(f"data: {held.nbytes / 2**30:.2g} GiB for training are on each device")
+            self.say(f"data: what training reads, {readable_bytes(held.nbytes)}, is on each device")
 
     def _inputs(self, decision: Decision, values: Values) -> dict[str, pipeline.Rows]:
         self._cached = dict(self.pictures)

@@ -37,7 +37,7 @@ def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerCon
         if group:
             decay = optimizer.weight_decay if group.weight_decay is None else group.weight_decay
             how = (group.optimizer or optimizer.name, f"{group.lr * optimizer.lr:g}", f"{decay:g}")
-        state = _bytes(group_state_bytes(plan, optimizer, found, name)) if group else "0 B"
+        state = readable_bytes(group_state_bytes(plan, optimizer, found, name)) if group else "0 B"
         size = f"{count_parameters(found, paths):,}"
         rows.append((name, modules, *how, size, str(len(paths)), state, _norms(plan, paths)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
@@ -60,7 +60,8 @@ def _norms(plan: TuningPlan, paths: Sequence[str]) -> str:
     return ", ".join(f"{count} {mode}" for count, mode in parts if count) or "-"
 
 
-def _bytes(count: float) -> str:
+def readable_bytes(count: float) -> str:
+    """Returns "8 B" or "45.1 MB"."""
     for unit in ("B", "KB", "MB", "GB"):
         if count < 1000 or unit == "GB":
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
