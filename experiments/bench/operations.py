@@ -53,10 +53,17 @@ def seconds(functions: list[Callable[..., Any]], *arguments: jax.Array) -> list[
     return best
 
 
-def lax_convolution(x: jax.Array, kernel: jax.Array, stride: int, pad: int) -> jax.Array:
-    numbers = ("NHWC", "HWIO", "NHWC")
-    pads = [(pad, pad)] * 2
-    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, dimension_numbers=numbers)
+def lax_convolution(
+    x: jax.Array, kernel: jax.Array, stride: int, pad: int, groups: int = 1
+) -> jax.Array:
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        (stride, stride),
+        [(pad, pad)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )
 
 
 def lax_maximum(x: jax.Array, window: int, stride: int, pad: int) -> jax.Array:
@@ -81,6 +88,19 @@ def pairs() -> list[tuple[str, Function, Function, tuple[jax.Array, ...]]]:
         found.append(
             (name, own, ours, (normal(batch, side, side, channels), normal(3, 3, channels, width)))
         )
+    for batch, side, channels, size, stride in (
+        (16, 112, 16, 3, 1),
+        (16, 112, 64, 3, 2),
+        (16, 56, 72, 5, 2),
+        (16, 14, 480, 3, 1),
+        (8, 56, 96, 7, 1),
+    ):
+        name = f"depthwise {size}x{size}/{stride}, [{batch}, {side}, {side}, {channels}]"
+        pad = size // 2
+        ours = functools.partial(convolve, stride=stride, padding=[(pad, pad)] * 2, groups=channels)
+        own = functools.partial(lax_convolution, stride=stride, pad=pad, groups=channels)
+        arguments = normal(batch, side, side, channels), normal(size, size, 1, channels)
+        found.append((name, own, ours, arguments))
     for shape, window, pad in (
         ((16, 109, 109, 96), 3, 0),
         ((16, 112, 112, 64), 3, 1),

@@ -25,10 +25,15 @@ def assert_close(found, expected):
         np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5 * np.abs(other).max())
 
 
-def lax_convolution(x, kernel, stride, padding):
-    numbers = ("NHWC", "HWIO", "NHWC")
+def lax_convolution(x, kernel, stride, padding, groups=1):
     return lax.conv_general_dilated(
-        x, kernel, (stride, stride), padding, dimension_numbers=numbers, precision="highest"
+        x,
+        kernel,
+        (stride, stride),
+        padding,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+        precision="highest",
     )
 
 
@@ -52,6 +57,51 @@ def test_a_convolution_to_few_pixels_is_that_of_lax(side, kernel, stride, paddin
         lambda x, k: convolve(x, k, stride=stride, padding=padding, groups=1), x, weights
     )
     assert_close(found, gradients(lambda x, k: lax_convolution(x, k, stride, padding), x, weights))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize(
+    ("size", "kernel", "stride", "padding"),
+    [
+        ((8, 8), 3, 1, [(1, 1), (1, 1)]),
+        ((9, 6), 3, 2, [(1, 1), (1, 1)]),
+        ((8, 7), 5, 2, "SAME"),
+        ((7, 7), 7, 1, [(3, 3), (3, 3)]),
+        ((6, 5), 2, 2, [(0, 0), (0, 1)]),
+        ((9, 9), 3, 3, [(0, 2), (5, 0)]),
+        ((1, 1), 3, 1, [(1, 1), (1, 1)]),
+    ],
+)
+def test_a_convolution_of_each_channel_is_that_of_lax(batch, size, kernel, stride, padding):
+    x, weights = normal(batch, *size, 6), normal(kernel, kernel, 1, 6, seed=1)
+    found = gradients(
+        lambda x, k: convolve(x, k, stride=stride, padding=padding, groups=6), x, weights
+    )
+    expected = gradients(lambda x, k: lax_convolution(x, k, stride, padding, 6), x, weights)
+    assert_close(found, expected)
+
+
+def test_a_convolution_of_each_channel_keeps_the_type():
+    x, weights = normal(2, 5, 5, 4).astype(jnp.bfloat16), normal(3, 3, 1, 4).astype(jnp.bfloat16)
+    values, found = gradients(
+        lambda x, k: convolve(x, k, stride=1, padding=[(1, 1)] * 2, groups=4).astype(jnp.float32),
+        x,
+        weights,
+    )
+    exact = lax_convolution(x.astype(jnp.float32), weights.astype(jnp.float32), 1, [(1, 1)] * 2, 4)
+    assert [gradient.dtype for gradient in found] == [jnp.bfloat16] * 2
+    np.testing.assert_allclose(values, exact, atol=0.1)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators use lax.conv")
+def test_a_convolution_of_each_channel_costs_two_operations_a_place():
+    x, weights = normal(8, 16, 16, 32), normal(3, 3, 1, 32)
+
+    def depthwise(x, k):
+        return convolve(x, k, stride=1, padding=[(1, 1)] * 2, groups=32)
+
+    assert flops(depthwise, x, weights) <= 1.1 * (2 * 9 * 8 * 16 * 16 * 32)
+    assert "convolution(" not in jax.jit(depthwise).lower(x, weights).compile().as_text()
 
 
 def flops(function, *arguments):

@@ -86,7 +86,7 @@ def test_kept_outputs_are_read_from_the_device_view_by_view(tmp_path, config, ca
     }
     tlx.finetune(config, tmp_path / "host")
     tlx.finetune(config | {"data.device_gb": 1.0}, tmp_path / "device")
-    assert "data: what training reads, 18.4 KB, is on each device" in capsys.readouterr().out
+    assert "data: what training reads, 9.2 KB, is on each device" in capsys.readouterr().out
     assert_bits_equal(trained(tmp_path / "device"), trained(tmp_path / "host"))
 
 

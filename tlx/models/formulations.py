@@ -4,6 +4,7 @@ Every formulation has the same values and gradients but for rounding. Accelerato
 are slow; experiments/bench/operations.md has them beside what is used instead:
 
 * A convolution whose output is 2x2 pixels or fewer.
+* A convolution of each channel by itself (depthwise).
 * The gradient of a maximum over windows.
 * A sum over all axes but the last.
 
@@ -24,6 +25,7 @@ Pads = Sequence[tuple[int, int]]  # before and after, of height and width
 
 FEW_PIXELS = 4  # of a convolution's output, height times width
 FEW_PLACES = 25  # of its kernel, likewise: each is an operation of its own
+DEPTHWISE_PLACES = 49  # of a kernel for each channel, likewise
 PARTS = 8  # of a sum
 
 
@@ -39,17 +41,19 @@ def convolve(
       padding: zeros around the map, or "SAME": as TensorFlow pads.
       groups: of channels that are convolved apart.
     """
-    sizes = kernel.shape[:2]
-    if _on_cpu() and groups == 1 and 1 < sizes[0] * sizes[1] <= FEW_PLACES:
+    sizes, places = kernel.shape[:2], math.prod(kernel.shape[:2])
+    if _on_cpu() and 1 < places <= max(FEW_PLACES, DEPTHWISE_PLACES):
         strides = (stride, stride)
         pads = (
             lax.padtype_to_pads(x.shape[1:3], sizes, strides, padding)
             if isinstance(padding, str)
             else padding
         )
-        height, width = _output_size(x, sizes, stride, pads)
-        if 0 < height * width <= FEW_PIXELS:
+        pixels = math.prod(_output_size(x, sizes, stride, pads))
+        if groups == 1 and places <= FEW_PLACES and 0 < pixels <= FEW_PIXELS:
             return _convolve_few(x, kernel, stride, pads)
+        if groups == x.shape[-1] == kernel.shape[-1] and places <= DEPTHWISE_PLACES and pixels:
+            return _convolve_depthwise(x, kernel, stride, tuple(map(tuple, pads)))
     return lax.conv_general_dilated(
         x,
         kernel,
@@ -78,6 +82,57 @@ def _convolve_few(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -
     windows = dict(_windows(x, sizes, stride, padding, 0))
     patches = jnp.concatenate([windows[place] for place in used], -1)
     return patches @ jnp.concatenate([kernel[place] for place in used], 0)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -> jax.Array:
+    """Returns the convolution as a sum over the places of the kernel, [kh, kw, 1, C]."""
+    return _weighted(_padded(x, [(*pads, 0) for pads in padding]), kernel, stride)
+
+
+def _convolve_depthwise_forward(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Pads
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    return _convolve_depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_depthwise_backward(
+    stride: int, padding: Pads, kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    edges = []
+    for axis in range(2):
+        before = kernel.shape[axis] - 1 - padding[axis][0]
+        length = (gradient.shape[1 + axis] - 1) * stride + 1
+        after = x.shape[1 + axis] + kernel.shape[axis] - 1 - before - length
+        edges.append((before, after, stride - 1))
+    of_x = _weighted(_padded(gradient, edges), kernel[::-1, ::-1], 1)
+    padded = _padded(x, [(*pads, 0) for pads in padding])
+    windows = _windows(padded, kernel.shape[:2], stride, [(0, 0)] * 2, 0)
+    # Parts of the batch are added up before the sum over the rest.
+    size = len(x) // (math.gcd(len(x), PARTS) if _on_one_cpu() else 1)
+    sums = []
+    for _, values in windows:
+        products = (values * gradient).astype(jnp.float32)
+        parts = [products[at : at + size] for at in range(0, len(x), size)]
+        sums.append(functools.reduce(jnp.add, parts))
+    flat = jnp.stack(sums).reshape(len(sums), -1, x.shape[-1])
+    return of_x, flat.sum(1).reshape(kernel.shape).astype(kernel.dtype)
+
+
+def _padded(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
+    """Returns the map with zeros before, after and between its rows and its columns."""
+    whole = ((0, 0, 0), *edges, (0, 0, 0))
+    return stored(lambda part: lax.pad(part, jnp.zeros((), part.dtype), whole), x)
+
+
+def _weighted(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
+    """Returns for each window of [B, H, W, C] the sum of its places, weighted by [kh, kw, 1, C]."""
+    windows = _windows(x, kernel.shape[:2], stride, [(0, 0)] * 2, 0)
+    return functools.reduce(jnp.add, [values * kernel[at] for at, values in windows])
+
+
+_convolve_depthwise.defvjp(_convolve_depthwise_forward, _convolve_depthwise_backward)
 
 
 def window_max(x: jax.Array, window: int, *, stride: int, padding: Pads) -> jax.Array:
