@@ -101,6 +101,12 @@ def pairs() -> list[tuple[str, Function, Function, tuple[jax.Array, ...]]]:
         own = functools.partial(lax_convolution, stride=stride, pad=pad, groups=channels)
         arguments = normal(batch, side, side, channels), normal(size, size, 1, channels)
         found.append((name, own, ours, arguments))
+    for batch, side, channels, stride in ((8, 56, 128, 1), (8, 14, 512, 1), (8, 56, 256, 2)):
+        name = f"32 groups 3x3/{stride}, [{batch}, {side}, {side}, {channels}]"
+        ours = functools.partial(convolve, stride=stride, padding=[(1, 1)] * 2, groups=32)
+        own = functools.partial(lax_convolution, stride=stride, pad=1, groups=32)
+        arguments = normal(batch, side, side, channels), normal(3, 3, channels // 32, channels)
+        found.append((name, own, ours, arguments))
     for shape, window, pad in (
         ((16, 109, 109, 96), 3, 0),
         ((16, 112, 112, 64), 3, 1),

@@ -81,6 +81,23 @@ def test_a_convolution_of_each_channel_is_that_of_lax(batch, size, kernel, strid
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize(
+    ("channels", "width", "groups"), [(8, 8, 2), (64, 32, 16), (6, 12, 6), (48, 16, 2), (9, 6, 3)]
+)
+@pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (1, 1)])
+def test_a_convolution_of_groups_is_that_of_lax(channels, width, groups, kernel, stride):
+    x, weights = (
+        normal(2, 7, 6, channels),
+        normal(kernel, kernel, channels // groups, width, seed=1),
+    )
+    pads = [(kernel // 2,) * 2] * 2
+    found = gradients(
+        lambda x, k: convolve(x, k, stride=stride, padding=pads, groups=groups), x, weights
+    )
+    expected = gradients(lambda x, k: lax_convolution(x, k, stride, pads, groups), x, weights)
+    assert_close(found, expected)
+
+
 def test_a_convolution_of_each_channel_keeps_the_type():
     x, weights = normal(2, 5, 5, 4).astype(jnp.bfloat16), normal(3, 3, 1, 4).astype(jnp.bfloat16)
     values, found = gradients(

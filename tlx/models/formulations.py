@@ -4,7 +4,7 @@ Every formulation has the same values and gradients but for rounding. Accelerato
 are slow; experiments/bench/operations.md has them beside what is used instead:
 
 * A convolution whose output is 2x2 pixels or fewer.
-* A convolution of each channel by itself (depthwise).
+* A convolution of each channel by itself (depthwise), or of groups of channels.
 * The gradient of a maximum over windows.
 * A sum over all axes but the last.
 
@@ -26,6 +26,7 @@ Pads = Sequence[tuple[int, int]]  # before and after, of height and width
 FEW_PIXELS = 4  # of a convolution's output, height times width
 FEW_PLACES = 25  # of its kernel, likewise: each is an operation of its own
 DEPTHWISE_PLACES = 49  # of a kernel for each channel, likewise
+GROUP_CHANNELS = 16  # below which a convolution of a group is slower than one of several groups, with zeros between
 PARTS = 8  # of a sum
 
 
@@ -42,23 +43,22 @@ def convolve(
       groups: of channels that are convolved apart.
     """
     sizes, places = kernel.shape[:2], math.prod(kernel.shape[:2])
-    if _on_cpu() and 1 < places <= max(FEW_PLACES, DEPTHWISE_PLACES):
-        strides = (stride, stride)
-        pads = (
-            lax.padtype_to_pads(x.shape[1:3], sizes, strides, padding)
-            if isinstance(padding, str)
-            else padding
-        )
-        pixels = math.prod(_output_size(x, sizes, stride, pads))
-        if groups == 1 and places <= FEW_PLACES and 0 < pixels <= FEW_PIXELS:
+    if isinstance(padding, str):
+        padding = lax.padtype_to_pads(x.shape[1:3], sizes, (stride, stride), padding)
+    pads = tuple((before, after) for before, after in padding)
+    pixels = math.prod(_output_size(x, sizes, stride, pads))
+    if _on_cpu() and pixels:
+        if groups == 1 and pixels <= FEW_PIXELS and 1 < places <= FEW_PLACES:
             return _convolve_few(x, kernel, stride, pads)
-        if groups == x.shape[-1] == kernel.shape[-1] and places <= DEPTHWISE_PLACES and pixels:
-            return _convolve_depthwise(x, kernel, stride, tuple(map(tuple, pads)))
+        if 1 < groups == x.shape[-1] == kernel.shape[-1] and places <= DEPTHWISE_PLACES:
+            return _convolve_depthwise(x, kernel, stride, pads)
+        if groups > 1:
+            return _convolve_groups(x, kernel, stride, pads, groups)
     return lax.conv_general_dilated(
         x,
         kernel,
         window_strides=(stride, stride),
-        padding=padding,
+        padding=pads,
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
@@ -82,6 +82,30 @@ def _convolve_few(x: jax.Array, kernel: jax.Array, stride: int, padding: Pads) -
     windows = dict(_windows(x, sizes, stride, padding, 0))
     patches = jnp.concatenate([windows[place] for place in used], -1)
     return patches @ jnp.concatenate([kernel[place] for place in used], 0)
+
+
+def _convolve_groups(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: Pads, groups: int
+) -> jax.Array:
+    """Returns the convolution as ordinary ones, each of as many groups as have GROUP_CHANNELS."""
+    inner, outer = kernel.shape[2], kernel.shape[3] // groups
+    enough = (n for n in range(1, groups) if groups % n == 0 and n * inner >= GROUP_CHANNELS)
+    together = next(enough, groups)
+    diagonal = jnp.eye(together, dtype=kernel.dtype)[:, None, :, None]
+    parts = []
+    for first in range(0, groups, together):
+        own = kernel[..., first * outer : (first + together) * outer]
+        blocks = own.reshape(*own.shape[:2], 1, inner, together, outer) * diagonal
+        parts.append(
+            convolve(
+                x[..., first * inner : (first + together) * inner],
+                blocks.reshape(*own.shape[:2], together * inner, together * outer),
+                stride=stride,
+                padding=padding,
+                groups=1,
+            )
+        )
+    return jnp.concatenate(parts, -1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
