@@ -80,7 +80,8 @@ class DataConfig:
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
     memory_gb: float = 4.0  # GiB; auto keeps the decoded splits in memory if all fit in this
-    # GiB of each device for what training reads, if all of it fits; -1: a quarter of an accelerator's, none on a CPU
+    # GiB of each device for what training reads, if all of it fits; -1: a quarter of what jax may take of an
+    # accelerator, none on a CPU or with several processes
     device_gb: float = -1.0
     workers: int = 0  # grain worker processes when streaming; 0: threads only
 
@@ -156,8 +157,8 @@ class TrainConfig:
     # validations in a row without a new best that end the run; 0: it goes on. gradual and lpft: they are counted anew
     # in each phase, and end the run in any, also the first, where the head alone is trained
     patience: int = 0
-    # steps in one call of the device, during which Ctrl-C waits; logs, validations and checkpoints come between calls; 0: 1
-    # on a CPU or with data that is streamed, else 10
+    # steps in one call of the device, during which Ctrl-C waits; logs, validations and checkpoints come between calls; 0: 10
+    # where accelerators hold what training reads, else 1. On a CPU 1 rounds otherwise than more
     steps_per_call: int = 0
     log_every: int = 50  # steps
 

@@ -243,20 +243,21 @@ def _train(
         messages.append(f"resuming at step {position.step} of {total}")
     print(*messages, sep="\n", end="\n" if messages else "", flush=True)
     before = digests(frozen, tuple(frozen))
-    together = setup.steps_per_call(splits["train"])
-    calls = [
-        make_call(
-            step_function(setup, tuning, phase, reference.drawn, decision.start),
-            setup.mesh,
-            steps=together,
-        )
-        for phase, decision in zip(phases, starts, strict=True)
-    ]
     estimate = estimator(setup, tuning, splits["train"])
     with (
         logging.MetricsWriter(folder.path, resume_step=position.step or None) as writer,
         logging.Progress(total, start=position.step) as screen,
     ):
+        feeds = Feeds(setup, tuning, starts, splits, screen.message)
+        together = feeds.steps_per_call
+        calls = [
+            make_call(
+                step_function(setup, tuning, phase, reference.drawn, decision.start),
+                setup.mesh,
+                steps=together,
+            )
+            for phase, decision in zip(phases, starts, strict=True)
+        ]
         loop = Loop(
             tuning.cadence,
             phases,
@@ -264,7 +265,7 @@ def _train(
             steps_per_call=together,
             frozen=frozen,
             source=reference.values,
-            feeds=Feeds(setup, tuning, starts, splits, screen.message),
+            feeds=feeds,
             batch_size=batch_size,
             mesh=setup.mesh,
             learning_rate=tuning.schedule,

@@ -48,8 +48,6 @@ from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
 
-STEPS_PER_CALL = 10  # on accelerators
-
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
@@ -105,13 +103,6 @@ class Setup:
         )
         found = collect(batches, lambda batch: step(values, place_batch(batch, self.mesh)))
         return self.task.evaluation(*found, self.model.num_classes)
-
-    def steps_per_call(self, split: pipeline.Split) -> int:
-        """Returns how many steps a call of the device has, of training on the split."""
-        if self.config.train.steps_per_call:
-            return self.config.train.steps_per_call
-        waits = split.in_memory is None  # for pictures that are decoded
-        return 1 if waits or jax.default_backend() == "cpu" else STEPS_PER_CALL
 
     def open(self, *names: str) -> dict[str, pipeline.Split]:
         """Returns those of the named splits that exist, as the network reads them, decoded where they fit."""

@@ -15,6 +15,7 @@ from worker import Job, Steps, pictures, serve
 
 import tlx
 from tlx import config as config_lib
+from tlx.features.feeds import STEPS_PER_CALL
 from tlx.memory import keep_freed_memory
 from tlx.setup import prepare, prepare_tuning, step_function
 from tlx.training.calls import make_call, place_batches
@@ -26,7 +27,7 @@ COUNTED: dict[str, float] = {}
 
 
 def steps(job: Job) -> Steps:
-    """Compiles the job's step; each takes a new batch of uint8 from host memory."""
+    """Compiles the job's step."""
     keep_freed_memory()
     images, labels = pictures(job)
     stages = tlx.create_model(job.model).stages
@@ -74,7 +75,7 @@ def steps(job: Job) -> Steps:
     state, frozen = create_state(values, phase.plan, phase.optimizer, whole)
     function = step_function(setup, tuning, phase)
     COUNTED["flops"] = operations(function.function, state, frozen, batch, np.int32(0))
-    most = setup.steps_per_call(setup.open("train")["train"])
+    most = STEPS_PER_CALL if on_device else 1
     call = make_call(function, setup.mesh, steps=most)
     data = {}
     if on_device:

@@ -20,6 +20,7 @@ import json
 import multiprocessing
 import statistics
 import tempfile
+import traceback
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from pathlib import Path
@@ -241,24 +242,31 @@ class Study:
             json.loads(self.file.read_text()) if self.file.exists() else []
         )
 
-    def run(self, wanted: list[str], shared: Path, workers: int) -> None:
-        """Runs the cells of these methods that are not there yet, so many at a time."""
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(workers, context, _start_worker) as pool:
-            running: dict[Future[dict[str, Any] | str], Cell] = {}
+    def run(self, wanted: list[str], shared: Path, workers: int) -> bool:
+        """Runs the cells of these methods that are not there yet, so many at a time; returns whether none broke down."""
+        context, sound = multiprocessing.get_context("spawn"), True
+        begun: set[Cell] = set()
+        running: dict[Future[dict[str, Any] | str], Cell] = {}
+        pool = ProcessPoolExecutor(workers, context, _start_worker)
 
-            def submit(cells: Iterable[Cell]) -> None:
-                for cell in cells:
-                    if cell not in running.values() and not self._row(cell):
-                        running[pool.submit(run_cell, cell, shared)] = cell
+        def submit(cells: Iterable[Cell]) -> None:
+            for cell in cells:
+                if cell not in begun and not self._row(cell):
+                    begun.add(cell)
+                    running[pool.submit(run_cell, cell, shared)] = cell
 
+        try:
             for method in wanted or methods(self.task):
                 submit(self._next(method))
             while running:
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
-                    cell, error = running.pop(future), future.exception()
-                    row = future.result() if error is None else f"{type(error).__name__}: {error}"
+                    cell = running.pop(future)
+                    if error := future.exception():
+                        traceback.print_exception(error)
+                        sound = False
+                        continue
+                    row = future.result()
                     if isinstance(row, str):
                         print(f"{cell.method}: {row}", flush=True)
                         continue
@@ -267,6 +275,9 @@ class Study:
                     write_json_atomic(self.file, self.rows)
                     if cell.part == "selection":
                         submit(self._next(cell.method))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        return sound
 
     def chosen(self, method: str) -> float | None:
         """Returns the method's learning rate (0: its own), or None where the selection has not been run."""
@@ -356,13 +367,20 @@ def main() -> None:
     parser.add_argument("--task", choices=TASKS, required=True)
     parser.add_argument("--methods", default="")
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--workers", type=int, default=1, help="cells at a time")
+    parser.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        help="cells at a time; on one GPU set XLA_PYTHON_CLIENT_PREALLOCATE=false",
+    )
     arguments = parser.parse_args()
-    study = Study(arguments.task)
+    study, sound = Study(arguments.task), True
     if not arguments.table:
         wanted = [method for method in arguments.methods.split(";") if method]
-        study.run(wanted, arguments.shared, arguments.workers)
+        sound = study.run(wanted, arguments.shared.resolve(), arguments.workers)
     write_text_atomic(HERE / f"{arguments.task}.md", table(study))
+    if not sound:
+        raise SystemExit("some cells broke down")
 
 
 if __name__ == "__main__":

@@ -59,7 +59,7 @@ def test_a_convolution_to_few_pixels_is_that_of_lax(side, kernel, stride, paddin
     assert_close(found, gradients(lambda x, k: lax_convolution(x, k, stride, padding), x, weights))
 
 
-@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("batch", [1, 3, 8])
 @pytest.mark.parametrize(
     ("size", "kernel", "stride", "padding"),
     [
@@ -70,6 +70,7 @@ def test_a_convolution_to_few_pixels_is_that_of_lax(side, kernel, stride, paddin
         ((6, 5), 2, 2, [(0, 0), (0, 1)]),
         ((9, 9), 3, 3, [(0, 2), (5, 0)]),
         ((1, 1), 3, 1, [(1, 1), (1, 1)]),
+        ((40, 30), 3, 1, [(1, 1), (1, 1)]),
     ],
 )
 def test_a_convolution_of_each_channel_is_that_of_lax(batch, size, kernel, stride, padding):
@@ -99,15 +100,22 @@ def test_a_convolution_of_groups_is_that_of_lax(channels, width, groups, kernel,
 
 
 def test_a_convolution_of_each_channel_keeps_the_type():
-    x, weights = normal(2, 5, 5, 4).astype(jnp.bfloat16), normal(3, 3, 1, 4).astype(jnp.bfloat16)
+    pads = [(3, 3)] * 2
+    x, weights = normal(2, 9, 9, 4).astype(jnp.bfloat16), normal(7, 7, 1, 4).astype(jnp.bfloat16)
     values, found = gradients(
-        lambda x, k: convolve(x, k, stride=1, padding=[(1, 1)] * 2, groups=4).astype(jnp.float32),
+        lambda x, k: convolve(x, k, stride=1, padding=pads, groups=4).astype(jnp.float32),
         x,
         weights,
     )
-    exact = lax_convolution(x.astype(jnp.float32), weights.astype(jnp.float32), 1, [(1, 1)] * 2, 4)
+    exact, expected = gradients(
+        lambda x, k: lax_convolution(x, k, 1, pads, 4),
+        x.astype(jnp.float32),
+        weights.astype(jnp.float32),
+    )
     assert [gradient.dtype for gradient in found] == [jnp.bfloat16] * 2
-    np.testing.assert_allclose(values, exact, atol=0.1)
+    for one, other in ((values, exact), *zip(found, expected, strict=True)):
+        error = np.abs(np.asarray(one, np.float32) - other).max()
+        assert error <= 2**-8 * np.abs(other).max()  # half a unit in bfloat16's last place
 
 
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators use lax.conv")

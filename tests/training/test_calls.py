@@ -3,17 +3,21 @@
 import itertools
 import json
 import threading
+import weakref
 
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import tlx
 from tests import levels
 from tests.training.test_phases import stop_at
 from tests.training.test_step import Fixture
+from tlx.data import pipeline
 from tlx.errors import InputError
 from tlx.features import feeds
+from tlx.training import compilation, loop
 from tlx.training.calls import ahead, grouped
 from tlx.training.loop import Cadence, Interrupted
 
@@ -31,6 +35,8 @@ def config(tmp_path):
         "train.steps": 12,
         "train.log_every": 3,
         "optimizer.lr": 1e-3,
+        "train.steps_per_call": 1,
+        "data.device_gb": 0.0,
     }
 
 
@@ -77,6 +83,74 @@ def test_a_run_ends_with_the_same_bits_however_its_steps_are_called(tmp_path, co
     assert_bits_equal(trained(tmp_path / "stopped"), trained(tmp_path / "whole"))
 
 
+def test_batches_made_ahead_of_a_broken_picture_are_trained_on_and_it_is_named(
+    tmp_path, config, monkeypatch
+):
+    folder = tmp_path / "pictures"
+    for split, count in (("train", 12), ("val", 2)):
+        for name in ("dark", "light"):
+            (folder / split / name).mkdir(parents=True)
+            for number in range(count):
+                pixels = np.full((8, 8, 3), 200 * (name == "light") + number, np.uint8)
+                Image.fromarray(pixels).save(folder / split / name / f"{number}.png")
+    fields = config | {
+        "data.source": "folder",
+        "data.root": str(folder),
+        "data.val_fraction": 0.0,
+        "data.storage": "stream",
+        "train.steps_per_call": 4,
+    }
+    tlx.finetune(fields, tmp_path / "whole")
+    broken = folder / "train" / "dark" / "3.png"
+    content = broken.read_bytes()
+    monkeypatch.setattr(loop, "calls_ahead", lambda: 2)
+    broken.write_bytes(content[:40])
+    before = threading.active_count()
+    with pytest.raises(InputError, match=r"3\.png"):
+        tlx.finetune(fields, tmp_path / "run")
+    broken.write_bytes(content)
+    tlx.finetune(fields, tmp_path / "run")
+    assert_bits_equal(trained(tmp_path / "run"), trained(tmp_path / "whole"))
+    assert threading.active_count() <= before + 1
+
+
+def test_inputs_of_a_phase_leave_the_device_before_those_of_the_next_are_placed(
+    tmp_path, config, monkeypatch
+):
+    placed, alive = [], []
+
+    def replicated(mesh):
+        alive.append([one() is not None for one in placed])
+        return sharding_of(mesh)
+
+    def device_put(array, sharding):
+        found = put(array, sharding)
+        if isinstance(array, np.ndarray) and len(array) == 1:  # of one view
+            placed.append(weakref.ref(found))
+        return found
+
+    sharding_of, put = feeds.replicated, jax.device_put
+    monkeypatch.setattr(feeds, "replicated", replicated)
+    monkeypatch.setattr(feeds.jax, "device_put", device_put)
+    method = {"tune.method": "lpft", "data.augment": "", "cache.use": "on", "data.device_gb": 1.0}
+    tlx.finetune(config | method | {"cache.dir": str(tmp_path / "c")}, tmp_path / "run")
+    assert alive == [[], [False]]
+
+
+def test_operations_are_counted_where_jax_may_use_no_cpu(monkeypatch):
+    def none(**_):
+        raise RuntimeError("Unknown backend cpu")
+
+    def product(x):
+        return x @ x
+
+    x = np.ones((16, 16), np.float32)
+    expected = compilation.operations(product, x)
+    assert expected == pytest.approx(2 * 16**3, rel=0.1)
+    monkeypatch.setattr(compilation.jax, "local_devices", none)
+    assert compilation.operations(product, x) == pytest.approx(expected, rel=0.1)
+
+
 def test_kept_outputs_are_read_from_the_device_view_by_view(tmp_path, config, capsys):
     config |= {
         "tune.method": "head",
@@ -97,17 +171,15 @@ def test_what_does_not_fit_on_the_device_stays_on_the_host(tmp_path, config, mon
     assert placed == []
 
 
-def test_a_batch_of_places_takes_twelve_bytes_of_each_example_and_weighs_it():
+def test_a_batch_of_places_takes_twenty_bytes_of_each_example():
     it = Fixture()
     split = it.setup.open("train")["train"]
-    places = next(calls_of(split, it.config.train.batch_size))
+    places = next(places_of(split, it.config.train.batch_size))
     assert places["inputs"].dtype == np.int32 and places["inputs"].shape == (8, 2)
     assert sum(rows.nbytes for rows in places.values()) == 8 * (8 + 4 + 4 + 4)
 
 
-def calls_of(split, batch_size):
-    from tlx.data import pipeline
-
+def places_of(split, batch_size):
     return pipeline.training_batches(
         pipeline.Places(split, 1), seed=0, batch_size=batch_size, start=0
     )

@@ -10,7 +10,7 @@ import numpy as np
 
 Batch = dict[str, np.ndarray]
 Outcomes = dict[str, np.ndarray]  # per example
-AHEAD = 2  # batches that a device may have in hand
+AHEAD = 2  # batches that a device may have in hand while the next one is made
 
 
 def collect(

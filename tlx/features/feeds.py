@@ -22,6 +22,8 @@ from tlx.training.mesh import replicated
 from tlx.tuning.table import readable_bytes
 from tlx.weights.cache import cache_dir
 
+STEPS_PER_CALL = 10
+
 
 class Feeds:
     """Batches and validation for each phase."""
@@ -37,8 +39,8 @@ class Feeds:
         self.setup, self.tuning, self.decisions, self.say = setup, tuning, decisions, say
         self.pictures = splits
         self.data: Data = {}  # what the places in batches are of
-        self._cached: dict[str, pipeline.Rows] = dict(splits)
-        self._fed = -1  # the start of what is being fed; -1: nothing yet
+        self._splits: dict[str, pipeline.Rows] = dict(splits)
+        self._start = -1  # the stages that what is being fed has been through; -1: nothing yet
 
     def batches(self, phase: int, step: int, values: Values) -> Iterator[pipeline.Batch]:
         """Returns the batches of a phase from a step on, at which the network has these values.
@@ -46,7 +48,7 @@ class Feeds:
         Where `data` has their inputs, they have the places of these.
         """
         self._prepare(phase, values)
-        config, split = self.setup.config, self._cached["train"]
+        config, split = self.setup.config, self._splits["train"]
         views = len(self.data["inputs"]) if self.data else 0
         return pipeline.training_batches(
             pipeline.Places(split, views) if views else split,
@@ -57,7 +59,15 @@ class Feeds:
 
     def evaluate(self, phase: int, values: Values) -> Evaluation:
         """Evaluates values on the validation split, in a phase whose batches have been asked for."""
-        return self.setup.evaluate(self._cached["val"], values, self.decisions[phase].start)
+        return self.setup.evaluate(self._splits["val"], values, self.decisions[phase].start)
+
+    @property
+    def steps_per_call(self) -> int:
+        """How many steps a call of the device has; several on accelerators that hold what every phase trains on."""
+        if given := self.setup.config.train.steps_per_call:
+            return given
+        held = all(self._fits(decision) for decision in self.decisions)
+        return STEPS_PER_CALL if held and jax.default_backend() != "cpu" else 1
 
     @property
     def validates(self) -> bool:
@@ -67,21 +77,32 @@ class Feeds:
     def _prepare(self, phase: int, values: Values) -> None:
         """Makes what the phase is fed with, unless that is what is being fed."""
         decision = self.decisions[phase]
-        if self._fed == decision.start:
+        if self._start == decision.start:
             return
         self.data = {}  # before there is another, what was kept goes
-        self._cached = self._inputs(decision, values)
-        self._fed = decision.start
-        held = self._cached["train"].held
+        self._splits = self._inputs(decision, values)
+        self._start = decision.start
+        held = self._splits["train"].held
         if held is not None and held.nbytes <= _device_bytes(self.setup.config):
             self.data = {"inputs": jax.device_put(held, replicated(self.setup.mesh))}
             self.say(f"data: what training reads, {readable_bytes(held.nbytes)}, is on each device")
 
+    def _fits(self, decision: Decision) -> bool:
+        """Returns whether what a phase trains on would be on the device."""
+        config, split = self.setup.config, self.pictures["train"]
+        if decision.prefix is not None:
+            nbytes = decision.prefix.nbytes * max(_views(config), 1) * len(split)
+        elif split.in_memory is not None:
+            nbytes = split.in_memory.nbytes
+        else:
+            return False
+        return nbytes <= _device_bytes(config)
+
     def _inputs(self, decision: Decision, values: Values) -> dict[str, pipeline.Rows]:
-        self._cached = dict(self.pictures)
+        self._splits = dict(self.pictures)
         prefix, config = decision.prefix, self.setup.config
         if prefix is None:
-            return self._cached
+            return self._splits
         store = Store(_folder(config.cache.dir), config.cache.disk_gb * 2**30)
         cache = Cache(self.setup, values, prefix, store, self.say)
         cached: dict[str, pipeline.Rows] = {
@@ -154,7 +175,7 @@ def _device_bytes(config: Config) -> float:
     """Returns how much of a device training's inputs may take."""
     if config.data.device_gb >= 0:
         return config.data.device_gb * 2**30
-    if jax.default_backend() == "cpu":
+    if jax.default_backend() == "cpu" or jax.process_count() > 1:
         return 0.0
     facts = jax.local_devices()[0].memory_stats() or {}
     return float(facts.get("bytes_limit", 0)) / 4

@@ -43,9 +43,12 @@ def convolve(
       groups: of channels that are convolved apart.
     """
     sizes, places = kernel.shape[:2], math.prod(kernel.shape[:2])
-    if isinstance(padding, str):
-        padding = lax.padtype_to_pads(x.shape[1:3], sizes, (stride, stride), padding)
-    pads = tuple((before, after) for before, after in padding)
+    given = (
+        lax.padtype_to_pads(x.shape[1:3], sizes, (stride, stride), padding)
+        if isinstance(padding, str)
+        else padding
+    )
+    pads = tuple((int(before), int(after)) for before, after in given)
     pixels = math.prod(_output_size(x, sizes, stride, pads))
     if _on_cpu() and pixels:
         if groups == 1 and pixels <= FEW_PIXELS and 1 < places <= FEW_PLACES:
@@ -130,18 +133,25 @@ def _convolve_depthwise_backward(
         length = (gradient.shape[1 + axis] - 1) * stride + 1
         after = x.shape[1 + axis] + kernel.shape[axis] - 1 - before - length
         edges.append((before, after, stride - 1))
-    of_x = _weighted(_padded(gradient, edges), kernel[::-1, ::-1], 1)
+    spread = _padded(gradient, edges)
+    of_x = _weighted(spread, kernel[::-1, ::-1], 1)
+    if all(before >= 0 and after >= 0 for before, after, _ in edges):
+        # All of it is in there, and stored: what made it is not computed anew for each place.
+        gradient = lax.slice(
+            spread,
+            (0, edges[0][0], edges[1][0], 0),
+            (
+                len(spread),
+                spread.shape[1] - edges[0][1],
+                spread.shape[2] - edges[1][1],
+                spread.shape[3],
+            ),
+            (1, stride, stride, 1),
+        )
     padded = _padded(x, [(*pads, 0) for pads in padding])
     windows = _windows(padded, kernel.shape[:2], stride, [(0, 0)] * 2, 0)
-    # Parts of the batch are added up before the sum over the rest.
-    size = len(x) // (math.gcd(len(x), PARTS) if _on_one_cpu() else 1)
-    sums = []
-    for _, values in windows:
-        products = (values * gradient).astype(jnp.float32)
-        parts = [products[at : at + size] for at in range(0, len(x), size)]
-        sums.append(functools.reduce(jnp.add, parts))
-    flat = jnp.stack(sums).reshape(len(sums), -1, x.shape[-1])
-    return of_x, flat.sum(1).reshape(kernel.shape).astype(kernel.dtype)
+    of_kernel = [channel_sum((values * gradient).astype(jnp.float32)) for _, values in windows]
+    return of_x, jnp.stack(of_kernel).reshape(kernel.shape).astype(kernel.dtype)
 
 
 def _padded(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
@@ -153,7 +163,8 @@ def _padded(x: jax.Array, edges: Sequence[tuple[int, int, int]]) -> jax.Array:
 def _weighted(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
     """Returns for each window of [B, H, W, C] the sum of its places, weighted by [kh, kw, 1, C]."""
     windows = _windows(x, kernel.shape[:2], stride, [(0, 0)] * 2, 0)
-    return functools.reduce(jnp.add, [values * kernel[at] for at, values in windows])
+    parts = [values.astype(jnp.float32) * kernel[at] for at, values in windows]
+    return functools.reduce(jnp.add, parts).astype(x.dtype)
 
 
 _convolve_depthwise.defvjp(_convolve_depthwise_forward, _convolve_depthwise_backward)

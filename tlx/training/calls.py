@@ -1,14 +1,15 @@
 """What the loop dispatches: several training steps at once, on batches that hold their inputs or say where on the devices they are.
 
 The host has nothing to do between the steps of a call. They are a loop of the compiled program, whose body is the same however many
-steps a call has, so that a run ends with the same bits wherever it was stopped.
+steps there are, so that a run ends with the same bits wherever it was stopped. On a CPU single steps are called without that loop, which
+rounds differently.
 """
 
 from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -59,7 +60,7 @@ def make_call(step: StepFunction, mesh: Mesh, *, steps: int = 1) -> Call:
                 batch["inputs"] = data["inputs"][view, row]
             return batch
 
-        if steps == 1:
+        if steps == 1 and jax.default_backend() == "cpu":
             state, metrics = step.function(state, frozen, batch_of(0), first, *source)
             return state, jax.tree.map(lambda value: value[None], metrics)
         traced = jax.jit(step.function)  # once, for the shapes and for the loop
@@ -119,7 +120,15 @@ def grouped(
             raise broken
 
 
-def ahead(items: Iterator[Item], depth: int) -> Iterator[Item]:
+def calls_ahead() -> int:
+    """Returns for how many calls batches are made and placed before they are asked for: on accelerators of one process.
+
+    With several processes placing is a collective, which must not run beside those of the steps.
+    """
+    return 2 if jax.default_backend() != "cpu" and jax.process_count() == 1 else 0
+
+
+def ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
     """Yields the items, of which a thread makes up to `depth` before they are asked for; 0: none."""
     if depth == 0:
         yield from items

@@ -35,10 +35,14 @@ def operations(function: Callable[..., Any], *arguments: Any) -> float:
       arguments: shapes and types, or arrays.
     """
     shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), x.dtype), arguments)
-    # Other backends do not count what is not compiled.
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        counts = jax.jit(function).lower(*shapes).cost_analysis() or {}
-    return float(counts.get("flops", 0.0))
+    try:  # other backends do not count what is not compiled
+        device = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:  # jax was told to use no CPU
+        counts = jax.jit(function).lower(*shapes).compile().cost_analysis()
+    else:
+        with jax.default_device(device):
+            counts = jax.jit(function).lower(*shapes).cost_analysis()
+    return float((counts or {}).get("flops", 0.0))
 
 
 @functools.cache

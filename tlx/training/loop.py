@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -21,22 +21,23 @@ from tlx.errors import InputError
 from tlx.models.leaves import Values
 from tlx.tasks import Evaluation
 from tlx.training import logging
-from tlx.training.calls import Call, Data, ahead, grouped, place_batches
+from tlx.training.calls import Call, Data, ahead, calls_ahead, grouped, place_batches
 from tlx.training.checkpoint import ESTIMATE, VALIDATION, Checkpoints, Position
 from tlx.training.mesh import replicated
 from tlx.training.state import TrainState, advance, all_values, inference_values
 from tlx.training.statistics import Estimator
 from tlx.tuning.phases import Phase, describe
 
-AHEAD = 2
-
 
 class Interrupted(Exception):
     """The run was asked to stop; its state is saved and the same command goes on from there."""
 
     def __init__(self, step: int, total_steps: int):
-        super().__init__(f"interrupted at step {step} of {total_steps}")
+        super().__init__(step, total_steps)
         self.step, self.total_steps = step, total_steps
+
+    def __str__(self) -> str:
+        return f"interrupted at step {self.step} of {self.total_steps}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +52,7 @@ class Cadence:
     patience: int = 0  # validations without a new best after which training ends; 0: it does not
 
     def together(self, step: int, end: int, most: int) -> int:
-        """Returns how many of the steps from `step` on, but before `end`, can be taken without looking up; at most `most`."""
+        """Returns how many steps from `step` on, before `end` and at most `most`, have nothing due between them."""
         each = [every for every in (self.log_every, self.save_every, self.eval_every) if every]
         return min(most, end - step, *(every - step % every for every in each))
 
@@ -84,7 +85,7 @@ class StopRequest:
 
 @contextlib.contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Turns SIGINT and SIGTERM into a request that the loop answers between two steps."""
+    """Turns SIGINT and SIGTERM into a request that the loop answers between two calls."""
     stop = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
@@ -98,7 +99,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
 
 
 class Stopwatch:
-    """Wall seconds spent in training steps after the first one, and the examples they processed."""
+    """Wall seconds spent in training steps after the first call, and the examples they processed."""
 
     def __init__(self) -> None:
         self.seconds, self.steps = 0.0, 0
@@ -115,7 +116,7 @@ class Stopwatch:
             self._since = None
 
     def rate(self, batch_size: int) -> float:
-        """Returns examples per second so far; 0 before the second step."""
+        """Returns examples per second so far; 0 before the second call."""
         running = time.perf_counter() - self._since if self._since is not None else 0.0
         seconds = self.seconds + running
         return self.steps * batch_size / seconds if self.steps and seconds > 0 else 0.0
@@ -150,7 +151,7 @@ class Loop:
         self.learning_rate = learning_rate
         self.checkpoints, self.writer, self.screen = checkpoints, writer, screen
         self.estimator = estimator  # of statistics that evaluation uses in place of training's
-        self.ahead = 0 if jax.default_backend() == "cpu" else AHEAD  # calls whose batches wait
+        self.ahead = calls_ahead()
         self.watch = Stopwatch()
         self.first_step_done = 0.0  # as time.perf_counter() counts; 0: not yet
         self._window: list[tuple[int, dict[str, jax.Array]]] = []
@@ -164,17 +165,23 @@ class Loop:
           InputError: the loss is not finite; or a picture is broken, what was reached is saved then.
         """
         total, before, begun = self.cadence.total_steps, position.seconds, time.perf_counter()
-        step, fed = position.step, self._fed(state, position.phase, position.step)
-        compiles = True
-        with stop_on_signals() as stop:
+        step, compiles = position.step, True
+        with stop_on_signals() as stop, contextlib.ExitStack() as feeding:
+
+            def feed() -> Iterator[tuple[int, Any]]:
+                feeding.close()  # what was made ahead for the phase before
+                fed = self._fed(state, position.phase, step)
+                return feeding.enter_context(contextlib.closing(fed))
+
+            fed = feed()
             if position.undone:
                 position = self._make_up(state, position, stop)
             while step < total and not self._is_out_of_patience(position):
                 while self._begins_next(step, position.phase):
                     state, position = self._next_phase(state, position, step)
-                    compiles, fed = True, self._fed(state, position.phase, step)
+                    compiles, fed = True, feed()
                 try:
-                    count, batches = next(fed)
+                    state, metrics, count = self._call(state, position.phase, step, *next(fed))
                 except InputError:
                     reached = dataclasses.replace(position, step=step)
                     estimated = self._estimated(state, reached, stop, ESTIMATE)
@@ -182,9 +189,6 @@ class Loop:
                         self._save(state, reached, estimated)
                         self.checkpoints.wait()
                     raise
-                call, data = self.calls[position.phase], self.feeds.data
-                arguments = data, batches, np.int32(step), np.int32(count)
-                state, metrics = call(state, self.frozen, *arguments, *self.source)
                 self._count(metrics, count, compiled=compiles)
                 step, compiles = step + count, False
                 validate = self.feeds.validates and self._due(step, self.cadence.eval_every)
@@ -264,7 +268,17 @@ class Loop:
     def _is_out_of_patience(self, position: Position) -> bool:
         return 0 < self.cadence.patience <= position.stale
 
-    def _fed(self, state: TrainState, phase: int, step: int) -> Iterator[tuple[int, Any]]:
+    def _call(
+        self, state: TrainState, phase: int, step: int, count: int, batches: Any
+    ) -> tuple[TrainState, dict[str, jax.Array], int]:
+        """Takes so many steps, and keeps nothing of what they were fed with."""
+        arguments = self.feeds.data, batches, np.int32(step), np.int32(count)
+        state, metrics = self.calls[phase](state, self.frozen, *arguments, *self.source)
+        return state, metrics, count
+
+    def _fed(
+        self, state: TrainState, phase: int, step: int
+    ) -> Generator[tuple[int, Any], None, None]:
         """Returns what each call from a step on, up to the end of the phase, takes: how many batches, and these."""
         batches = self.feeds.batches(phase, step, all_values(state, self.frozen))
         last = phase + 1 == len(self.phases)

@@ -86,7 +86,7 @@ def make_step_function(
     start: int = 0,
     remat: bool = False,
 ) -> StepFunction:
-    """Returns `step(state, frozen, batch, step) -> (state, metrics)`.
+    """Returns the function `step(state, frozen, batch, step) -> (state, metrics)`, and whether it needs the source.
 
     With a regularizer that needs them, the source's values are a fifth argument; `drawn` are those
     that came from no weights file. `loss` is what is minimised, penalties included; each is a metric of its name beside it.
