@@ -248,7 +248,7 @@ def _train(
         logging.MetricsWriter(folder.path, resume_step=position.step or None) as writer,
         logging.Progress(total, start=position.step) as screen,
     ):
-        feeds = Feeds(setup, tuning, starts, splits, screen.message)
+        feeds = Feeds(setup, starts, splits, screen.message)
         together = feeds.steps_per_call
         calls = [
             make_call(

@@ -295,14 +295,10 @@ def prepare_tuning(setup: Setup) -> Tuning:
 
 
 def train_step(
-    setup: Setup,
-    tuning: Tuning,
-    phase: Phase,
-    drawn: frozenset[str] = frozenset(),
-    start: int = 0,
+    setup: Setup, tuning: Tuning, phase: Phase, drawn: frozenset[str] = frozenset()
 ) -> TrainStep:
-    """Returns the jitted training step of one phase; arguments as for `step_function`."""
-    return make_train_step(step_function(setup, tuning, phase, drawn, start), setup.mesh)
+    """Returns the jitted training step of one phase, on pictures; arguments as for `step_function`."""
+    return make_train_step(step_function(setup, tuning, phase, drawn), setup.mesh)
 
 
 def step_function(

@@ -28,6 +28,23 @@ SECONDS = 1.0  # of a pair's turns, at least
 
 Function = Callable[..., jax.Array]
 
+# Name, batch, side and channels of the map, channels of the output, side of the kernel, stride, groups.
+CONVOLUTIONS = (
+    ("convolution", 128, 1, 512, 512, 3, 1, 1),
+    ("convolution", 128, 2, 256, 256, 3, 1, 1),
+    ("convolution", 128, 2, 256, 512, 3, 2, 1),
+    ("convolution", 128, 4, 128, 256, 3, 2, 1),
+    ("convolution", 16, 2, 512, 512, 3, 1, 1),
+    ("depthwise", 16, 112, 16, 16, 3, 1, 16),
+    ("depthwise", 16, 112, 64, 64, 3, 2, 64),
+    ("depthwise", 16, 56, 72, 72, 5, 2, 72),
+    ("depthwise", 16, 14, 480, 480, 3, 1, 480),
+    ("depthwise", 8, 56, 96, 96, 7, 1, 96),
+    ("32 groups", 8, 56, 128, 128, 3, 1, 32),
+    ("32 groups", 8, 14, 512, 512, 3, 1, 32),
+    ("32 groups", 8, 56, 256, 256, 3, 2, 32),
+)
+
 
 def normal(*shape: int) -> jax.Array:
     return jnp.asarray(np.random.default_rng(0).standard_normal(shape), jnp.float32)
@@ -75,38 +92,16 @@ def lax_maximum(x: jax.Array, window: int, stride: int, pad: int) -> jax.Array:
 def pairs() -> list[tuple[str, Function, Function, tuple[jax.Array, ...]]]:
     """Returns what an operation is, XLA's own way, tlx's, and its arguments."""
     found: list[tuple[str, Function, Function, tuple[jax.Array, ...]]] = []
-    for batch, side, channels, width, stride in (
-        (128, 1, 512, 512, 1),
-        (128, 2, 256, 256, 1),
-        (128, 2, 256, 512, 2),
-        (128, 4, 128, 256, 2),
-        (16, 2, 512, 512, 1),
-    ):
-        name = f"convolution 3x3/{stride}, [{batch}, {side}, {side}, {channels}] to {width}"
-        ours = functools.partial(convolve, stride=stride, padding=[(1, 1)] * 2, groups=1)
-        own = functools.partial(lax_convolution, stride=stride, pad=1)
-        found.append(
-            (name, own, ours, (normal(batch, side, side, channels), normal(3, 3, channels, width)))
-        )
-    for batch, side, channels, size, stride in (
-        (16, 112, 16, 3, 1),
-        (16, 112, 64, 3, 2),
-        (16, 56, 72, 5, 2),
-        (16, 14, 480, 3, 1),
-        (8, 56, 96, 7, 1),
-    ):
-        name = f"depthwise {size}x{size}/{stride}, [{batch}, {side}, {side}, {channels}]"
+    for name, batch, side, channels, width, size, stride, groups in CONVOLUTIONS:
+        named = f"{name} {size}x{size}/{stride}, [{batch}, {side}, {side}, {channels}] to {width}"
         pad = size // 2
-        ours = functools.partial(convolve, stride=stride, padding=[(pad, pad)] * 2, groups=channels)
-        own = functools.partial(lax_convolution, stride=stride, pad=pad, groups=channels)
-        arguments = normal(batch, side, side, channels), normal(size, size, 1, channels)
-        found.append((name, own, ours, arguments))
-    for batch, side, channels, stride in ((8, 56, 128, 1), (8, 14, 512, 1), (8, 56, 256, 2)):
-        name = f"32 groups 3x3/{stride}, [{batch}, {side}, {side}, {channels}]"
-        ours = functools.partial(convolve, stride=stride, padding=[(1, 1)] * 2, groups=32)
-        own = functools.partial(lax_convolution, stride=stride, pad=1, groups=32)
-        arguments = normal(batch, side, side, channels), normal(3, 3, channels // 32, channels)
-        found.append((name, own, ours, arguments))
+        ours = functools.partial(convolve, stride=stride, padding=[(pad, pad)] * 2, groups=groups)
+        own = functools.partial(lax_convolution, stride=stride, pad=pad, groups=groups)
+        arguments = (
+            normal(batch, side, side, channels),
+            normal(size, size, channels // groups, width),
+        )
+        found.append((named, own, ours, arguments))
     for shape, window, pad in (
         ((16, 109, 109, 96), 3, 0),
         ((16, 112, 112, 64), 3, 1),

@@ -18,9 +18,9 @@ from tlx import config as config_lib
 from tlx.features.feeds import STEPS_PER_CALL
 from tlx.memory import keep_freed_memory
 from tlx.setup import prepare, prepare_tuning, step_function
-from tlx.training.calls import make_call, place_batches
+from tlx.training.calls import make_call
 from tlx.training.compilation import operations
-from tlx.training.mesh import place_batch, replicated
+from tlx.training.mesh import place_batch, place_batches, replicated
 from tlx.training.state import create_state
 
 COUNTED: dict[str, float] = {}

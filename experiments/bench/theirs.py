@@ -66,17 +66,12 @@ def steps(job: Job) -> Steps:
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=1e-3, momentum=0.9)
     network_ = torch.compile(model) if device == "cuda" else model
-    targets = torch.from_numpy(labels)
+    data, targets = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     rows = torch.arange(len(images), device=device)
-    pictures_, targets = torch.from_numpy(images).to(device), targets.to(device)
 
     def batch() -> tuple[torch.Tensor, torch.Tensor]:
-        x = (
-            (pictures_[rows] if device == "cuda" else pictures_)
-            .permute(0, 3, 1, 2)
-            .float()
-            .div_(255)
-        )
+        taken = data[rows] if device == "cuda" else data
+        x = taken.permute(0, 3, 1, 2).float().div_(255)
         return x.sub_(mean).div_(std), targets[rows]
 
     def wait() -> None:

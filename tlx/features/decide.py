@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from tlx.config import CacheConfig
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values, with_values
-from tlx.training.compilation import operations
+from tlx.training.compilation import shapes_and_operations
 from tlx.training.step import inference_model
 from tlx.tuning.plan import TuningPlan
 
@@ -139,6 +139,6 @@ def measure(model: Model, leaves: dict[str, Leaf], stop: int, dtype: str, stored
     def run(values: Values, picture: jax.Array) -> jax.Array:
         return with_values(forward, values).prefix(picture, stop)
 
-    out = jax.eval_shape(run, values, picture)
+    out, flops = shapes_and_operations(run, values, picture)
     kept = str(out.dtype) if stored == "auto" else stored
-    return Prefix(stop, tuple(out.shape[1:]), kept, operations(run, values, picture))
+    return Prefix(stop, tuple(out.shape[1:]), kept, flops)

@@ -31,12 +31,11 @@ class Feeds:
     def __init__(
         self,
         setup: Setup,
-        tuning: Tuning,
         decisions: Sequence[Decision],
         splits: Mapping[str, pipeline.Split],
         say: Callable[[str], None],
     ):
-        self.setup, self.tuning, self.decisions, self.say = setup, tuning, decisions, say
+        self.setup, self.decisions, self.say = setup, decisions, say
         self.pictures = splits
         self.data: Data = {}  # what the places in batches are of
         self._splits: dict[str, pipeline.Rows] = dict(splits)
@@ -83,7 +82,7 @@ class Feeds:
         self._splits = self._inputs(decision, values)
         self._start = decision.start
         held = self._splits["train"].held
-        if held is not None and held.nbytes <= _device_bytes(self.setup.config):
+        if held is not None and self._fits(decision):
             self.data = {"inputs": jax.device_put(held, replicated(self.setup.mesh))}
             self.say(f"data: what training reads, {readable_bytes(held.nbytes)}, is on each device")
 

@@ -138,8 +138,8 @@ class Model(nnx.Module):
         keys = subkeys(key, len(self.stages))
         for name, stage_key in list(zip(self.stages, keys, strict=True))[start:stop]:
             random = self.random_stages is None or name in self.random_stages
-            apply = _rematerialized if self.remat else _apply
-            carry = apply(getattr(self, name), carry, stage_key if random else None)
+            stage, own_key = getattr(self, name), stage_key if random else None
+            carry = _rematerialized(stage, carry, own_key) if self.remat else stage(carry, own_key)
             if getattr(carry, "ndim", 0) == 4 and 0 in carry.shape[1:3]:
                 raise InputError(
                     f"the pictures are too small for {self.meta.architecture}: no pixel is left of them after "
@@ -187,12 +187,8 @@ class Model(nnx.Module):
         return self.head(features).astype(jnp.float32)
 
 
-def _apply(stage: Any, carry: Carry, key: jax.Array | None) -> Carry:
-    return stage(carry, key)
-
-
 def _rematerialized(stage: Any, carry: Carry, key: jax.Array | None) -> Carry:
-    """As `_apply`; only the carry is kept for the backward pass."""
+    """Returns what the stage makes of the carry, of which alone the backward pass is told."""
     graphdef, statistics, rest = nnx.split(stage, nnx.BatchStat, ...)
 
     def run(statistics: Any, rest: Any, carry: Carry, key: Any) -> tuple[Carry, Any]:

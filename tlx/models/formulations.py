@@ -137,17 +137,11 @@ def _convolve_depthwise_backward(
     of_x = _weighted(spread, kernel[::-1, ::-1], 1)
     if all(before >= 0 and after >= 0 for before, after, _ in edges):
         # All of it is in there, and stored: what made it is not computed anew for each place.
-        gradient = lax.slice(
-            spread,
-            (0, edges[0][0], edges[1][0], 0),
-            (
-                len(spread),
-                spread.shape[1] - edges[0][1],
-                spread.shape[2] - edges[1][1],
-                spread.shape[3],
-            ),
-            (1, stride, stride, 1),
+        rows, columns = (
+            slice(before, length - after, stride)
+            for (before, after, _), length in zip(edges, spread.shape[1:3], strict=True)
         )
+        gradient = spread[:, rows, columns]
     padded = _padded(x, [(*pads, 0) for pads in padding])
     windows = _windows(padded, kernel.shape[:2], stride, [(0, 0)] * 2, 0)
     of_kernel = [channel_sum((values * gradient).astype(jnp.float32)) for _, values in windows]

@@ -16,12 +16,12 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from tlx.data.pipeline import Batch
 from tlx.errors import InputError
 from tlx.training.compilation import jit
-from tlx.training.mesh import replicated
+from tlx.training.mesh import replicated, split_batches
 from tlx.training.state import TrainState
 from tlx.training.step import StepFunction
 
@@ -81,17 +81,12 @@ def make_call(step: StepFunction, mesh: Mesh, *, steps: int = 1) -> Call:
     return jit(
         call,
         in_shardings=(
-            *(whole, whole, whole, _split_batches(mesh), whole, whole),
+            *(whole, whole, whole, split_batches(mesh), whole, whole),
             *([whole] if step.needs_source else []),
         ),
         out_shardings=(whole, whole),
         donate_argnums=0,
     )
-
-
-def place_batches(batches: Batch, mesh: Mesh) -> dict[str, Any]:
-    """Puts [steps, B, ...] on the devices, each its share of the rows of every batch."""
-    return jax.device_put(batches, _split_batches(mesh))
 
 
 def grouped(
@@ -149,7 +144,3 @@ def _stacked(group: list[Batch], steps: int) -> Batch:
         return {name: rows[None] for name, rows in group[0].items()}
     group = [*group, *[group[-1]] * (steps - len(group))]
     return {name: np.stack([batch[name] for batch in group]) for name in group[0]}
-
-
-def _split_batches(mesh: Mesh) -> NamedSharding:
-    return NamedSharding(mesh, PartitionSpec(None, "data"))

@@ -28,7 +28,12 @@ def jit(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def operations(function: Callable[..., Any], *arguments: Any) -> float:
-    """Returns XLA's count of the floating-point operations of a call, before it is optimised.
+    """Returns XLA's count of the floating-point operations of a call: the second of `shapes_and_operations`."""
+    return shapes_and_operations(function, *arguments)[1]
+
+
+def shapes_and_operations(function: Callable[..., Any], *arguments: Any) -> tuple[Any, float]:
+    """Returns shapes and types of what a call returns, and XLA's count of its operations before it is optimised.
 
     Args:
       function: to be counted; it is not run.
@@ -38,11 +43,13 @@ def operations(function: Callable[..., Any], *arguments: Any) -> float:
     try:  # other backends do not count what is not compiled
         device = jax.local_devices(backend="cpu")[0]
     except RuntimeError:  # jax was told to use no CPU
-        counts = jax.jit(function).lower(*shapes).compile().cost_analysis()
+        lowered = jax.jit(function).lower(*shapes)
+        counts = lowered.compile().cost_analysis()
     else:
         with jax.default_device(device):
-            counts = jax.jit(function).lower(*shapes).cost_analysis()
-    return float((counts or {}).get("flops", 0.0))
+            lowered = jax.jit(function).lower(*shapes)
+            counts = lowered.cost_analysis()
+    return lowered.out_info, float((counts or {}).get("flops", 0.0))
 
 
 @functools.cache

@@ -21,9 +21,9 @@ from tlx.errors import InputError
 from tlx.models.leaves import Values
 from tlx.tasks import Evaluation
 from tlx.training import logging
-from tlx.training.calls import Call, Data, ahead, calls_ahead, grouped, place_batches
+from tlx.training.calls import Call, Data, ahead, calls_ahead, grouped
 from tlx.training.checkpoint import ESTIMATE, VALIDATION, Checkpoints, Position
-from tlx.training.mesh import replicated
+from tlx.training.mesh import place_batches, replicated
 from tlx.training.state import TrainState, advance, all_values, inference_values
 from tlx.training.statistics import Estimator
 from tlx.tuning.phases import Phase, describe

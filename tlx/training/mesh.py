@@ -26,6 +26,11 @@ def split_batch(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def split_batches(mesh: Mesh) -> NamedSharding:
+    """Each device holds its share of the rows of every batch, [steps, B, ...]."""
+    return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
 def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> None:
     """Raises InputError where the global batch does not divide by the devices, or each of its parts does not."""
     shares = mesh.size * parts
@@ -40,3 +45,8 @@ def check_batch_size(name: str, batch_size: int, mesh: Mesh, parts: int = 1) -> 
 def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
     """Puts a global batch on the devices, each its share of the rows."""
     return jax.device_put(batch, split_batch(mesh))
+
+
+def place_batches(batches: dict[str, np.ndarray], mesh: Mesh) -> dict[str, Any]:
+    """Puts several global batches, [steps, B, ...], on the devices, each its share of the rows of every one."""
+    return jax.device_put(batches, split_batches(mesh))
