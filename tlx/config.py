@@ -53,7 +53,7 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "digits"  # digits | folder | table | tfds:NAME | npz
+    source: str = "digits"  # digits | folder | table | tfds:NAME | npz | conll
     root: str = ""  # folder or file of the data; for tfds its data directory
     train_split: str = "train"  # tfds split expressions, as train[:90%]
     val_split: str = ""  # "": val_fraction of the training split
@@ -206,7 +206,10 @@ class SoupConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
-    task: str = "classification"  # classification | multilabel: any number of labels for a picture
+    task: str = (
+        "classification"  # classification | multilabel: any number of labels for an example |
+    )
+    # tagging: a tag for each word
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     tune: TuneConfig = TuneConfig()
@@ -254,7 +257,7 @@ AUTO_FIELDS = (
 )
 
 # Task -> what selects the best checkpoint where `eval.metric` is not set.
-DEFAULT_METRICS = {"classification": "accuracy", "multilabel": "mAP"}
+DEFAULT_METRICS = {"classification": "accuracy", "multilabel": "mAP", "tagging": "f1"}
 
 CHOICES = {
     "model.head": ("auto", "keep", "new"),

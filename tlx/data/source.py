@@ -112,8 +112,8 @@ def load_splits(
     sources = _sources(multi_hot)
     if kind not in sources:
         raise InputError(
-            f"config.data.source is {config.source!r}, expected one of digits, folder, npz, "
-            "table, tfds:NAME"
+            f"config.data.source is {config.source!r}, expected one of conll, digits, folder, "
+            "npz, table, tfds:NAME"
             f"{nearest(kind, sources)}"
         )
     if multi_hot and kind != "table":
@@ -139,9 +139,10 @@ def load_splits(
 
 def _sources(multi_hot: bool) -> dict[str, Callable[[DataConfig, str, bool], Splits]]:
     # Imported here, because each of these modules needs Splits.
-    from tlx.data import digits, folder, npz, table, tfds
+    from tlx.data import conll, digits, folder, npz, table, tfds
 
     return {
+        "conll": conll.load,
         "digits": digits.load,
         "folder": folder.load,
         "npz": npz.load,
