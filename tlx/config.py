@@ -29,9 +29,9 @@ from tlx.errors import InputError, InputFileNotFoundError
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
     name: str = "resnet18"  # tlx.list_models() names them
-    weights: str = (
-        "none"  # a tag (tv_in1k), a path (.pth, .th, .safetensors), or none: from scratch
-    )
+    # a tag (tv_in1k), a path (.pth, .th, .safetensors), for text models a folder with config.json or OWNER/NAME of a repository of
+    # the hub, or none: from scratch
+    weights: str = "none"
     head: str = (
         "auto"  # auto: keep the file's head when its class names are the data's | keep | new
     )
@@ -77,6 +77,14 @@ class DataConfig:
     # color_jitter:0.4 or, with hue, :0.4:0.4:0.4:0.1 | grayscale:0.1 | random_erasing:0.5, in the order in which they
     # are applied
     augment: tuple[str, ...] = ()
+    max_length: int = (
+        0  # tokens of a text, special ones included; 0: what the network takes, at most 512
+    )
+    long_texts: str = "truncate"  # truncate: their end is cut off | split: they are read in windows
+    stride: int = 0  # split: tokens by which windows overlap
+    length_buckets: tuple[
+        int, ...
+    ] = ()  # tokens that batches are padded to, each compiled once; (): 16, 32, 48, 64, 96 ...
     on_bad_image: str = "error"  # error | skip (counted in the summary)
     storage: str = "auto"  # auto | memory (decoded once) | stream (decoded by grain as needed)
     memory_gb: float = 4.0  # GiB; auto keeps the decoded splits in memory if all fit in this
@@ -265,6 +273,7 @@ CHOICES = {
     "model.stem": ("", "small"),
     "model.stem_init": ("crop", "new"),
     "model.dtype": ("auto", "float32", "bfloat16"),
+    "data.long_texts": ("truncate", "split"),
     "data.on_bad_image": ("error", "skip"),
     "data.storage": ("auto", "memory", "stream"),
     "data.resize_mode": ("", "short_side", "squash"),
@@ -298,6 +307,8 @@ RANGES = {
     "data.labels_per_class": (0, 2**31),
     "data.image_size": (0, 4096),
     "data.resize": (0, 8192),
+    "data.max_length": (0, 2**20),
+    "data.stride": (0, 2**20),
     "data.workers": (0, 256),
     "model.in_channels": (0, 1024),
     "model.dropout": (-1.0, 0.99),

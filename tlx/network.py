@@ -10,8 +10,9 @@ from tlx.config import AUTO, Config
 from tlx.data import preprocess
 from tlx.data.class_subset import resolve_subset
 from tlx.errors import InputError
-from tlx.models import default_meta
+from tlx.models import default_meta, is_text
 from tlx.models.leaves import leaves
+from tlx.tasks import get_task
 from tlx.training.resume import StoredModel
 from tlx.tuning import auto
 from tlx.tuning.adapters import with_adapters
@@ -21,6 +22,7 @@ from tlx.tuning.trained_adapters import check_method, with_trained_adapters
 from tlx.weights.load import Fitting, WeightsFile, open_weights
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.peft_read import AdapterFiles, open_adapters
+from tlx.weights.text_folder import open_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +52,7 @@ class Opened:
         """
         model, own = config.model, self.meta
         shaped = pretrained.shaped(own, in_channels=model.in_channels, stem=model.stem)
+        shaped = dataclasses.replace(shaped, per_token=per_token(config))
         resolved = preprocess.resolve(shaped.preprocess, config.data)
         source = functools.partial(
             pretrained.source,
@@ -84,6 +87,11 @@ class Opened:
         return lines
 
 
+def per_token(config: Config) -> bool:
+    """Returns whether the task's labels are those of tokens."""
+    return get_task(config.task).TARGETS == "tags"
+
+
 def open_network(
     name: str, weights: str, config: Config, class_names: tuple[str, ...], *, training: bool
 ) -> Opened:
@@ -104,7 +112,8 @@ def open_network(
             "model.adapters were trained on weights that stay as they are, but model.weights is none"
         )
     if training:
-        _check_tuning(name, len(class_names), config, adapters)
+        structure = _structure(name, weights, config)
+        _check_tuning(structure, len(class_names), config, adapters)
     file = None if weights == "none" else open_weights(name, weights)
     meta = file.meta if file else default_meta(name)
     classes = resolve_subset(config.data.class_subset, class_names, meta)
@@ -130,15 +139,32 @@ def of_run(stored: StoredModel, config: Config, class_names: tuple[str, ...]) ->
     return with_adapters(weights, config.tune, stored.adapters)
 
 
+def _structure(name: str, weights: str, config: Config) -> WeightsMeta:
+    """Returns what says the network's structure; of the weights at most the config.json beside them is read.
+
+    Raises:
+      InputError, InputFileNotFoundError: it is not there, or of another model; a text model without weights, which has no
+        tokenizer.
+    """
+    if not is_text(name):
+        return default_meta(name)
+    if weights == "none":
+        raise InputError(
+            f"{name} needs model.weights, a folder with config.json and a tokenizer (or OWNER/NAME of one on the hub): "
+            "there are no sizes and no tokenizer without"
+        )
+    return dataclasses.replace(open_folder(name, weights).meta(), per_token=per_token(config))
+
+
 def _check_tuning(
-    name: str, num_classes: int, config: Config, adapters: AdapterFiles | None
+    structure: WeightsMeta, num_classes: int, config: Config, adapters: AdapterFiles | None
 ) -> None:
     """Raises what a method, its targets, its rules or an optimizer have wrong, from the model's structure alone."""
     deciding = config.tune.method == AUTO
     tried = _stand_in(config, adapters) if deciding else config
     if adapters:
         check_method(adapters, tried.tune)
-    plain = pretrained.source(name, num_classes=num_classes)
+    plain = pretrained.source(structure.architecture, num_classes=num_classes, meta=structure)
     model = with_adapters(plain, tried.tune).model
     plans = make_plans(leaves(model), model.stages, tried.tune, model.auxiliary)
     make_optimizer(plans[-1], tried.optimizer, lambda step: 0.0)

@@ -27,6 +27,7 @@ from tlx.models.leaves import (
     initial_values,
     is_within,
     leaves,
+    module_of,
     values,
     with_values,
 )
@@ -42,7 +43,7 @@ from tlx.weights.load import (
     listing,
     open_weights,
 )
-from tlx.weights.meta import WeightsMeta
+from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.weights.peft_read import AdapterFiles
 
 
@@ -194,7 +195,7 @@ class Source:
 
 def _layers(paths: Collection[str]) -> str:
     """Returns how many layers there are, and their paths; those of more than eight counted by stage."""
-    stages = Counter(path.split(".", 1)[0] for path in paths)
+    stages = Counter(module_of(path) for path in paths)
     named = paths if len(paths) <= 8 else (f"{name} ({n})" for name, n in stages.items())
     return f"{len(paths)} layers: {', '.join(named)}"
 
@@ -357,6 +358,12 @@ def shaped(
 ) -> WeightsMeta:
     """Returns the meta for another input; 0 and "" leave what it says."""
     preprocess = meta.preprocess
+    if isinstance(preprocess, TextPreprocess):
+        if in_channels or image_size or stem:
+            raise InputError(
+                f"{meta.architecture} takes texts: it has no channels, image size or stem (in_channels, image_size, stem)"
+            )
+        return meta
     if image_size:
         preprocess = preprocess.at_size(image_size)
     if in_channels:

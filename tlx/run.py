@@ -218,7 +218,7 @@ def _train(
     setup: Setup,
     tuning: Tuning,
     starts: Sequence[Decision],
-    splits: dict[str, pipeline.Split],
+    splits: dict[str, pipeline.Whole],
     folder: Workdir,
     checkpoints: Checkpoints,
     table: str,

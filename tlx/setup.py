@@ -19,6 +19,7 @@ from tlx.data import augment, pipeline
 from tlx.data.class_subset import in_network_order
 from tlx.data.mixing import Mixing, make_mixing
 from tlx.data.source import Splits, load_splits
+from tlx.data.text_batches import make_text_splits, text_fingerprint
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
 from tlx.models.base import Model
@@ -47,6 +48,7 @@ from tlx.tuning.phases import Phase, make_phases
 from tlx.tuning.plan import TuningPlan, make_plans
 from tlx.tuning.regularizers import Regularizer, check, parse
 from tlx.tuning.schedule import Schedule, make_schedule
+from tlx.weights.meta import TextPreprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,46 +87,65 @@ class Setup:
 
     def eval_step_from(self, start: int) -> EvalStep:
         """Returns the jitted evaluation step on what `Model.prefix` makes of pictures."""
-        if start not in self._eval_steps:
-            self._eval_steps[start] = make_eval_step(
-                self.model, self.task, self.mesh, dtype=self.dtype, start=start
+        return self._eval_step(start, self.task)
+
+    def _eval_step(self, start: int, task: Task | None) -> EvalStep:
+        """Returns the step that gives a task's outcomes, or without one the logits."""
+        key = start, task is None
+        if key not in self._eval_steps:
+            self._eval_steps[key] = make_eval_step(
+                self.model, task, self.mesh, dtype=self.dtype, start=start
             )
-        return self._eval_steps[start]
+        return self._eval_steps[key]
 
     @functools.cached_property
-    def _eval_steps(self) -> dict[int, EvalStep]:
+    def _eval_steps(self) -> dict[tuple[int, bool], EvalStep]:
         return {}
 
     def evaluate(self, split: pipeline.Rows, values: Values, start: int = 0) -> Evaluation:
         """Evaluates the values on the whole split, whose rows have been through `start` stages."""
-        config, step = self.config, self.eval_step_from(start)
+        config, task = self.config, self.task
+        # A text that is read in several windows has the mean of their logits; words are each in one.
+        windows = task.TARGETS != "tags" and len(split.evaluated[0]) > len(split)
+        step = self._eval_step(start, None if windows else task)
         batches = pipeline.evaluation_batches(
             split, batch_size=config.eval.batch_size or config.train.batch_size
         )
         found = collect(batches, lambda batch: step(values, place_batch(batch, self.mesh)))
-        return self.task.evaluation(*found, self.model.meta.class_names)
+        targets, outcomes = split.by_example(*found)
+        if windows:
+            outcomes = jax.device_get(
+                jax.jit(task.outcomes)(outcomes["logits"], {"targets": targets})
+            )
+        return task.evaluation(targets, outcomes, self.model.meta.class_names)
 
-    def open(self, *names: str) -> dict[str, pipeline.Split]:
-        """Returns those of the named splits that exist, as the network reads them, decoded where they fit."""
-        size = self.model.meta.preprocess.size
+    def open(self, *names: str) -> dict[str, pipeline.Whole]:
+        """Returns those of the named splits that exist, as the network reads them: decoded where they fit, cut into tokens."""
+        preprocess, config = self.model.meta.preprocess, self.config.data
+        if isinstance(preprocess, TextPreprocess):
+            chosen = {name: own for name, own in self.splits.given().items() if name in names}
+            return dict(make_text_splits(chosen, preprocess, config))
+        size = preprocess.size
         wanted = {
             name: (examples, self.augmentation.canvas if name == "train" else size)
             for name, examples in self.splits.given().items()
             if name in names
         }
-        return pipeline.make_splits(wanted, self.model.meta.preprocess, self.config.data)
+        return dict(pipeline.make_splits(wanted, preprocess, config))
 
     @property
     def fingerprint(self) -> str:
         """Identifies what a run is trained on, in which order, and what its best checkpoint is chosen on."""
-        preprocess = self.model.meta.preprocess
-        sizes = {"train": self.augmentation.canvas, "val": preprocess.size}
-        prints = [
-            pipeline.Split(examples, preprocess, sizes[name], None).fingerprint
-            for name, examples in self.splits.given().items()
-            if name in sizes
-        ]
-        config = self.config
+        config, preprocess = self.config, self.model.meta.preprocess
+        given = {n: own for n, own in self.splits.given().items() if n in ("train", "val")}
+        if isinstance(preprocess, TextPreprocess):
+            prints = [text_fingerprint(own, preprocess, config.data) for own in given.values()]
+        else:
+            sizes = {"train": self.augmentation.canvas, "val": preprocess.size}
+            prints = [
+                pipeline.Split(own, preprocess, sizes[name], None).fingerprint
+                for name, own in given.items()
+            ]
         return f"{' '.join(prints)} seed={config.seed} batch={config.train.batch_size}"
 
     @property
@@ -384,7 +405,7 @@ def statistics_step(setup: Setup, tuning: Tuning, plan: TuningPlan) -> Statistic
     )
 
 
-def estimator(setup: Setup, tuning: Tuning, split: pipeline.Split) -> Estimator | None:
+def estimator(setup: Setup, tuning: Tuning, split: pipeline.Rows) -> Estimator | None:
     """Returns what estimates the statistics of the average; None where none are estimated."""
     if tuning.estimated_after is None:
         return None

@@ -18,10 +18,11 @@ from tlx.tasks import Evaluation
 from tlx.training import logging
 from tlx.tuning.auto import as_text
 from tlx.tuning.table import count_parameters
+from tlx.weights.meta import TextPreprocess
 from tlx.workdir import Workdir
 
 WORST_KEPT = 24  # mistakes shown in the report
-PACKAGES = ("tlx", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+PACKAGES = ("tlx", "jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy", "tokenizers")
 
 
 def run_facts(setup: Setup, mode: str) -> dict[str, Any]:
@@ -56,7 +57,7 @@ def make_report(
     folder: Workdir,
     summary: Mapping[str, Any],
     found: Evaluation,
-    split: pipeline.Split,
+    split: pipeline.Rows,
     name: str,
     *,
     table: str,
@@ -64,13 +65,7 @@ def make_report(
     table_title: str = "What was trained",
 ) -> None:
     """Writes report.md and its pictures into the workdir."""
-    worst = found.worst(WORST_KEPT)
-    shown = [
-        Shown(int(index), displayable(image), split.examples.name(int(index)))
-        for index, image in zip(
-            worst, split.rows(worst, np.zeros_like(worst)) if len(worst) else (), strict=True
-        )
-    ]
+    shown = [_shown(setup, split, int(index)) for index in found.worst(WORST_KEPT)]
     report = Report(
         title=f"{setup.model.meta.architecture} on {setup.config.data.source}",
         command=command,
@@ -83,3 +78,14 @@ def make_report(
         table_title=table_title,
     )
     write_report(folder.path, report)
+
+
+def _shown(setup: Setup, split: pipeline.Rows, index: int) -> Shown:
+    """Returns an example as the network read it: a picture cut out, a text whole."""
+    examples = split.examples
+    name = examples.name(index)
+    if isinstance(setup.model.meta.preprocess, TextPreprocess):
+        tagged = setup.task.TARGETS == "tags"
+        return Shown(index, None, name, examples.words[index] if tagged else examples.text(index))
+    (picture,) = split.rows(np.array([index]), np.array([0]))
+    return Shown(index, displayable(picture), name)

@@ -23,7 +23,7 @@ from tlx.data.augment_policies import (
     trivial_augment,
 )
 from tlx.errors import InputError
-from tlx.weights.meta import ImagePreprocess
+from tlx.weights.meta import ImagePreprocess, Preprocess, TextPreprocess
 
 BatchMap = Callable[[jax.Array, jax.Array], jax.Array]  # (keys [B], [B, H, W, C]) -> [B, S, S, C]
 
@@ -98,13 +98,18 @@ def _form(name: str, values: Sequence[_Value]) -> str:
     return f"{':'.join((name, *(v.name for v in values)))} with {limits}{whole}"
 
 
-def parse(texts: Sequence[str], preprocess: ImagePreprocess) -> Augmentation:
-    """Reads `data.augment`, whose names are those of AUGMENTATIONS, applied in their order.
+NO_AUGMENTATION = Augmentation((), 0, ())
+
+
+def parse(texts: Sequence[str], preprocess: Preprocess) -> Augmentation:
+    """Reads `data.augment`, whose names are those of AUGMENTATIONS, applied in their order; texts have none.
 
     Raises:
       InputError: an unknown name, a value out of range, or one that pictures of the network's number of
         channels cannot have.
     """
+    if isinstance(preprocess, TextPreprocess):
+        return NO_AUGMENTATION
     size, canvas, maps = preprocess.size, preprocess.size, []
     for text in texts:
         name, *given = text.split(":")

@@ -1,6 +1,7 @@
 """From examples to batches `{inputs, targets, weight, index}` of fixed shape.
 
-Targets are int32 [B], or float32 [B, classes] of 0 and 1 where an example may have several labels.
+Inputs are uint8 pictures [B, S, S, C], or for texts a dict of int32 [B, T] (tlx/data/text_batches.py). Targets are int32 [B],
+float32 [B, classes] of 0 and 1 where an example may have several labels, or int32 [B, T] for tagged words.
 
 Training follows the sequence of `tlx.data.order`; evaluation goes once through a split and pads its last batch
 with rows of weight 0. Data that fits is decoded once into memory; the rest is decoded by grain as it is needed. Both give the
@@ -26,7 +27,7 @@ from tlx.data.source import Examples
 from tlx.errors import InputError
 from tlx.weights.meta import ImagePreprocess
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +62,22 @@ class Split:
         except InputError as error:
             raise InputError(f"{self.examples.name(index)}: {error}") from error
 
+    def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Maps int [B] twice to the labels: int32 [B], or float32 [B, classes]; float32 [B] of a regression."""
+        labels = self.examples.labels[index]
+        return labels.astype(np.int32 if labels.dtype.kind == "i" else np.float32)
+
+    @property
+    def evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Index and pass of every example, int [N] each, in order."""
+        return np.arange(len(self)), np.zeros(len(self), np.int64)
+
+    def by_example(
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Returns both as they are: evaluation is in the examples' order."""
+        return targets, outcomes
+
     @property
     def fingerprint(self) -> str:
         """Identifies the inputs: the examples and how they are cut."""
@@ -69,10 +86,10 @@ class Split:
 
 
 class Rows(Protocol):
-    """What batches are made of: a `Split`, or what stands for one."""
+    """What batches are made of: a `Split` of pictures, one of texts, or what stands for one."""
 
     @property
-    def examples(self) -> Examples: ...
+    def examples(self) -> Any: ...
 
     def __len__(self) -> int: ...
 
@@ -80,28 +97,74 @@ class Rows(Protocol):
     def held(self) -> np.ndarray | None:
         """All inputs, [views, N, ...], each pass over the data reading the next view; None where they are not in one array."""
 
-    def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+    def rows(self, index: np.ndarray, epoch: np.ndarray) -> Any:
         """Maps indices [B], and how often the data has been gone through before each, to inputs [B, ...]."""
+
+    def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Maps the same to targets [B, ...]."""
+        ...
+
+    @property
+    def evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """What evaluation reads, in its order: index and pass, int [M] each."""
+        ...
+
+    def by_example(
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Returns the targets and outcomes that evaluation found, [M, ...], as those of the examples, [N, ...]."""
+        ...
+
+
+class Whole(Rows, Protocol):
+    """A split that nothing stands for: inputs as the network's first stage reads them."""
+
+    @property
+    def fingerprint(self) -> str: ...
+
+    @property
+    def in_memory(self) -> np.ndarray | None: ...
+
+
+class Standing:
+    """Base of what stands for a split, whose inputs alone are others."""
+
+    split: Rows
+
+    @property
+    def examples(self) -> Any:
+        """The split's."""
+        return self.split.examples
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """The split's."""
+        return self.split.targets(index, epoch)
+
+    @property
+    def evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """The split's."""
+        return self.split.evaluated
+
+    def by_example(
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """The split's."""
+        return self.split.by_example(targets, outcomes)
 
 
 @dataclasses.dataclass(frozen=True)
-class Places:
+class Places(Standing):
     """Stands for a split whose inputs are kept elsewhere: a batch has the view and the row of each."""
 
     split: Rows
     views: int
 
     @property
-    def examples(self) -> Examples:
-        """The split's."""
-        return self.split.examples
-
-    @property
     def held(self) -> None:
         """Nothing."""
-
-    def __len__(self) -> int:
-        return len(self.split)
 
     def rows(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps int [B] twice to int32 [B, 2]."""
@@ -143,25 +206,32 @@ def training_batches(
 ) -> Iterator[Batch]:
     """Yields batch `start`, `start + 1`, ... of the endless sequence, up to but without `stop` where there is one."""
 
-    def index_of(step: int) -> np.ndarray:
-        return indices(seed, step * batch_size, batch_size, len(split))
+    def index_of(step: int) -> tuple[np.ndarray, np.ndarray]:
+        first = step * batch_size
+        epoch = (first + np.arange(batch_size)) // len(split)
+        return indices(seed, first, batch_size, len(split)), epoch
 
     length = None if stop is None else stop * batch_size
     return _batches(split, index_of, batch_size, start, length)
 
 
 def evaluation_batches(split: Rows, *, batch_size: int) -> Iterator[Batch]:
-    """Yields every example once, in order, the last batch padded with weight 0."""
+    """Yields all that evaluation reads once, in its order, the last batch padded with weight 0."""
+    index, epoch = split.evaluated
 
-    def index_of(step: int) -> np.ndarray:
-        return np.arange(step * batch_size, min((step + 1) * batch_size, len(split)))
+    def index_of(step: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = slice(step * batch_size, (step + 1) * batch_size)
+        return index[chosen], epoch[chosen]
 
-    return _batches(split, index_of, batch_size, 0, len(split))
+    return _batches(split, index_of, batch_size, 0, len(index))
+
+
+Order = Callable[[int], tuple[np.ndarray, np.ndarray]]  # of a batch's number: index and pass
 
 
 def _batches(
     split: Rows,
-    index_of: Callable[[int], np.ndarray],
+    index_of: Order,
     batch_size: int,
     start: int,
     length: int | None,  # of the sequence, in examples; None: it has no end
@@ -171,27 +241,27 @@ def _batches(
         return
     step = start
     while length is None or step * batch_size < length:
-        index = index_of(step)
-        epoch = (step * batch_size + np.arange(len(index))) // len(split)
-        yield _batch(split, index, split.rows(index, epoch), batch_size)
+        index, epoch = index_of(step)
+        yield _batch(split, index, epoch, split.rows(index, epoch), batch_size)
         step += 1
 
 
-def _batch(split: Rows, index: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
+def _batch(split: Rows, index: np.ndarray, epoch: np.ndarray, rows: Any, batch_size: int) -> Batch:
     padding = batch_size - len(index)
-    labels = split.examples.labels[index]
     batch = {
         "inputs": rows,
-        "targets": labels.astype(np.float32 if labels.ndim == 2 else np.int32),
+        "targets": split.targets(index, epoch),
         "weight": np.ones(len(index), np.float32),
         "index": index.astype(np.int32),
     }
-    if padding:
-        batch = {
-            k: np.concatenate([v, np.zeros((padding, *v.shape[1:]), v.dtype)])
-            for k, v in batch.items()
-        }
-    return batch
+    return _padded(batch, padding) if padding else batch
+
+
+def _padded(rows: Any, padding: int) -> Any:
+    """Returns arrays [B, ...], or a dict of them, with so many rows of zeros more."""
+    if isinstance(rows, dict):
+        return {name: _padded(own, padding) for name, own in rows.items()}
+    return np.concatenate([rows, np.zeros((padding, *rows.shape[1:]), rows.dtype)])
 
 
 def _decode_all(split: Split) -> np.ndarray:
@@ -211,7 +281,7 @@ class _StreamedRows:
     """What grain reads from: entry p is row `p % batch_size` of batch `p // batch_size`."""
 
     split: Split
-    index_of: Callable[[int], np.ndarray]
+    index_of: Order
     batch_size: int
     length: int
 
@@ -220,13 +290,13 @@ class _StreamedRows:
 
     def __getitem__(self, position: Any) -> tuple[np.int64, np.ndarray]:
         step, offset = divmod(int(position), self.batch_size)
-        index = self.index_of(step)[offset]
+        index = self.index_of(step)[0][offset]
         return index, self.split.row(int(index))
 
 
 def _streamed(
     split: Split,
-    index_of: Callable[[int], np.ndarray],
+    index_of: Order,
     batch_size: int,
     start: int,
     length: int | None,
@@ -250,4 +320,5 @@ def _streamed(
             flags.FLAGS.mark_as_parsed()  # grain's worker processes insist on it
         stream = stream.mp_prefetch(grain.MultiprocessingOptions(num_workers=split.workers))
     for index, rows in stream:
-        yield _batch(split, np.asarray(index), np.asarray(rows), batch_size)
+        index = np.asarray(index)
+        yield _batch(split, index, np.zeros_like(index), np.asarray(rows), batch_size)

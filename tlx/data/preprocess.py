@@ -16,8 +16,9 @@ from PIL import Image
 
 from tlx.config import DataConfig
 from tlx.data.image import upright_rgb
+from tlx.data.text_preprocess import resolve_text, text_preprocess_fn
 from tlx.errors import InputError
-from tlx.weights.meta import PREPROCESS_CHOICES, ImagePreprocess
+from tlx.weights.meta import PREPROCESS_CHOICES, ImagePreprocess, Preprocess, TextPreprocess
 
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
@@ -30,8 +31,15 @@ INTERPOLATIONS = {
 _WHOLE_RESIZE_LIMIT = 64_000_000
 
 
-def resolve(preprocess: ImagePreprocess, config: DataConfig) -> ImagePreprocess:
-    """Returns the weights' own preprocessing with the overrides that the config names.
+def resolve(preprocess: Preprocess, config: DataConfig) -> Preprocess:
+    """Returns the weights' own preprocessing with the overrides that the config names. Raises as `resolve_image` or `resolve_text`."""
+    if isinstance(preprocess, TextPreprocess):
+        return resolve_text(preprocess, config)
+    return resolve_image(preprocess, config)
+
+
+def resolve_image(preprocess: ImagePreprocess, config: DataConfig) -> ImagePreprocess:
+    """Returns the preprocessing of pictures with the overrides that the config names.
 
     `image_size` alone scales `resize` in proportion, rounded to the nearest pixel. The number of
     channels stays the network's.
@@ -77,12 +85,12 @@ def check(preprocess: ImagePreprocess) -> None:
         )
 
 
-def overrides(before: ImagePreprocess, after: ImagePreprocess) -> list[str]:
-    """Returns "field: before -> after" for each field that differs, for the log."""
+def overrides(before: Preprocess, after: Preprocess) -> list[str]:
+    """Returns "field: before -> after" for each field that differs, for the log; both are of one kind."""
     return [
         f"{field.name}: {getattr(before, field.name)} -> {getattr(after, field.name)}"
-        for field in dataclasses.fields(ImagePreprocess)
-        if getattr(before, field.name) != getattr(after, field.name)
+        for field in dataclasses.fields(before)
+        if field.compare and getattr(before, field.name) != getattr(after, field.name)
     ]
 
 
@@ -124,23 +132,30 @@ def normalize(pixels: Any, preprocess: ImagePreprocess) -> Any:
     return (scaled - mean) / std
 
 
-def preprocess_fn(source: Any) -> Callable[[Image.Image | np.ndarray], np.ndarray]:
-    """Returns the function that turns one picture into one network input.
+def network_input(inputs: Any, preprocess: Preprocess) -> Any:
+    """Returns what the network is called on: pixels are normalised, token ids are as they are."""
+    return normalize(inputs, preprocess) if isinstance(preprocess, ImagePreprocess) else inputs
+
+
+def preprocess_fn(source: Any) -> Callable[..., Any]:
+    """Returns the function that turns one picture into one network input, or texts into one: see `text_preprocess_fn`.
 
     Args:
-      source: a model, a WeightsMeta or an ImagePreprocess.
+      source: a model, a WeightsMeta, an ImagePreprocess or a TextPreprocess.
 
-    The function takes a PIL picture (any mode; turned upright by its EXIF orientation) or an array
+    Of pictures the function takes a PIL picture (any mode; turned upright by its EXIF orientation) or an array
     [H, W], [H, W, 1], [H, W, 3] or [H, W, 4]: uint8, or floats from 0 to 1, which are rounded to 8
     bits as a picture file would hold them. For a network that takes neither 1 nor 3 channels it
     takes an array [H, W, C] of that many. It returns float32 [size, size, C], normalised. It raises
     InputError for anything else.
     """
     meta = getattr(source, "meta", source)
-    preprocess: ImagePreprocess = getattr(meta, "preprocess", meta)
+    preprocess: Preprocess = getattr(meta, "preprocess", meta)
+    if isinstance(preprocess, TextPreprocess):
+        return text_preprocess_fn(preprocess)
     if not isinstance(preprocess, ImagePreprocess):
         raise InputError(
-            f"preprocess: expected a model, a WeightsMeta or an ImagePreprocess, not {source!r}"
+            f"preprocess: expected a model, a WeightsMeta, an ImagePreprocess or a TextPreprocess, not {source!r}"
         )
     check(preprocess)
 

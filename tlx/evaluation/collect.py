@@ -1,4 +1,4 @@
-"""From batches to the evaluation of a split: padding is dropped, every example counts once."""
+"""From batches to the outcomes of a split's examples: padding is dropped, every example counts once."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-Batch = dict[str, np.ndarray]
+Batch = dict[str, Any]
 Outcomes = dict[str, np.ndarray]  # per example
 AHEAD = 2  # batches that a device may have in hand while the next one is made
 
@@ -38,6 +38,12 @@ def collect(
             take()
     while waiting:
         take()
-    return np.concatenate(targets), {
-        name: np.concatenate([part[name] for part in parts]) for name in parts[0]
-    }
+    return _joined(targets), {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    """Returns the parts one after the other; of [B, T] with several T the shorter ones are filled up with 0."""
+    if parts[0].ndim != 2 or len({part.shape[1] for part in parts}) == 1:
+        return np.concatenate(parts)
+    longest = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(part, ((0, 0), (0, longest - part.shape[1]))) for part in parts])

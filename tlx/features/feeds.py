@@ -10,6 +10,7 @@ import jax
 
 from tlx.config import Config
 from tlx.data import pipeline
+from tlx.data.text_batches import typical_length
 from tlx.errors import InputError
 from tlx.features.cached import Cache
 from tlx.features.decide import Decision, Use, decide
@@ -21,6 +22,7 @@ from tlx.training.calls import Data
 from tlx.training.mesh import replicated
 from tlx.tuning.table import readable_bytes
 from tlx.weights.cache import cache_dir
+from tlx.weights.meta import TextPreprocess
 
 STEPS_PER_CALL = 10
 
@@ -32,7 +34,7 @@ class Feeds:
         self,
         setup: Setup,
         decisions: Sequence[Decision],
-        splits: Mapping[str, pipeline.Split],
+        splits: Mapping[str, pipeline.Whole],
         say: Callable[[str], None],
     ):
         self.setup, self.decisions, self.say = setup, decisions, say
@@ -63,7 +65,13 @@ class Feeds:
     @property
     def steps_per_call(self) -> int:
         """How many steps a call of the device has; several on accelerators that hold what every phase trains on."""
-        if given := self.setup.config.train.steps_per_call:
+        given = self.setup.config.train.steps_per_call
+        if given > 1 and isinstance(self.setup.model.meta.preprocess, TextPreprocess):
+            if any(d.prefix is None or d.prefix.tokens for d in self.decisions):
+                raise InputError(
+                    f"train.steps_per_call is {given}, but batches of texts differ in length: leave it out"
+                )
+        if given:
             return given
         held = all(self._fits(decision) for decision in self.decisions)
         return STEPS_PER_CALL if held and jax.default_backend() != "cpu" else 1
@@ -120,6 +128,9 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
     """
     config, splits = setup.config, setup.splits
     assert splits.train is not None
+    preprocess, tokens = setup.model.meta.preprocess, 0
+    if isinstance(preprocess, TextPreprocess):
+        tokens = typical_length(splits.train, preprocess, config.data)
     ends = [phase.start for phase in tuning.phases[1:]] + [tuning.cadence.total_steps]
     obstacle = _obstacle(setup, tuning)
     make = functools.partial(
@@ -134,7 +145,7 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
     for phase, end in zip(tuning.phases, ends, strict=True):
         passes = (end - phase.start) / tuning.steps_per_epoch
         evaluated = len(splits.val) if splits.val is not None else 0
-        use = Use(len(splits.train), evaluated, passes, _views(config), obstacle)
+        use = Use(len(splits.train), evaluated, passes, _views(config), obstacle, tokens)
         found.append(make(plan=phase.plan, use=use))
     if config.cache.use == "on" and not any(decision.start for decision in found):
         raise InputError(f"cache.use=on: there is nothing to cache, {found[0].reason}")
@@ -162,6 +173,8 @@ def _obstacle(setup: Setup, tuning: Tuning) -> str:
         return "statistics of the average are estimated on pictures"
     if jax.process_count() > 1:
         return "it is not shared between processes"
+    if config.data.long_texts == "split":
+        return "each pass reads other windows of long texts (data.long_texts=split)"
     return ""
 
 

@@ -43,7 +43,13 @@ _MODELS = {
         "deit_base_patch16_224 vit_small_patch14_dinov2 vit_base_patch14_dinov2 "
         "vit_small_patch14_reg4_dinov2 vit_base_patch14_reg4_dinov2"
     ),
+    "bert": "bert roberta xlm_roberta distilbert electra",
+    "deberta": "deberta_v3",
+    "modernbert": "modernbert",
 }
+
+# The families that take texts, in place of pictures.
+_TEXT = ("bert", "deberta", "modernbert")
 
 # Model name -> module of its family.
 FAMILIES = {
@@ -59,6 +65,9 @@ ALIASES: dict[str, str] = {
     "swin_s": "swin_small_patch4_window7_224",
     "swin_b": "swin_base_patch4_window7_224",
     "mobilenet_v2": "mobilenetv2_100",
+    "xlm-roberta": "xlm_roberta",
+    "deberta_v2": "deberta_v3",
+    "deberta-v2": "deberta_v3",
 }
 
 
@@ -88,6 +97,11 @@ def list_models(pattern: str = "*") -> list[str]:
 
     names = [*FAMILIES, *ALIASES, *catalog.entries()]
     return sorted(fnmatch.filter(names, pattern))
+
+
+def is_text(name: str) -> bool:
+    """Returns whether the model takes texts, in place of pictures. Raises as `resolve` does."""
+    return FAMILIES[resolve(name)].rpartition(".")[2] in _TEXT
 
 
 def family(name: str) -> ModuleType:

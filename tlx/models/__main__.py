@@ -97,9 +97,9 @@ def row(name: str, meta: WeightsMeta) -> tuple[str, ...]:
     return (
         name,
         f"{meta.parameters / 1e6:.2f}" if meta.parameters else "-",
-        str(meta.preprocess.size),
-        f"{meta.preprocess.crop_fraction:.3f}",
-        meta.preprocess.interpolation,
+        str(meta.image.size),
+        f"{meta.image.crop_fraction:.3f}",
+        meta.image.interpolation,
         f"{meta.top1:.2f}" if meta.top1 else "-",
         urllib.parse.urlsplit(meta.source).hostname or meta.source.removesuffix(f"/{name}"),
         meta.license or "-",

@@ -59,6 +59,7 @@ class Model(nnx.Module):
       classifiers: modules whose last axis is the number of classes.
       auxiliary: modules that give a further loss in training, with the number of stages before
         the point where each branches off and the weight of its loss.
+      unused: modules that weights files may have and this network does without.
       dropout: rate before the classifier in training.
       random_stages: the stages that may drop anything in training (a frozen one must not).
       watch: called with the name and the output of each stage that `run` has applied; None: not called.
@@ -75,6 +76,7 @@ class Model(nnx.Module):
     input_kernel: str = "stem.conv.kernel"
     classifiers: tuple[str, ...] = ("head",)
     auxiliary: tuple[tuple[str, int, float], ...] = ()
+    unused: tuple[str, ...] = ()
     dropout: float = 0.0
     random_stages: tuple[str, ...] | None = None
     watch: Callable[[str, Carry], None] | None = None
@@ -166,7 +168,7 @@ class Model(nnx.Module):
         Raises:
           InputError: they have another shape, or not the network's number of channels.
         """
-        channels = self.meta.preprocess.channels
+        channels = self.meta.image.channels
         if np.ndim(x) != 4 or np.shape(x)[-1] != channels:
             raise InputError(
                 f"{self.meta.architecture} takes pictures [B, H, W, {channels}], not {list(np.shape(x))}"

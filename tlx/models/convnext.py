@@ -124,7 +124,7 @@ class ConvNeXt(Model):
         names = tuple(f"stage{i + 1}" for i in range(len(preset.depths)))
         self.stages = ("stem", *names, "norm")
         in_features = preset.widths[0]
-        self.stem = Stem(meta.preprocess.channels, in_features)
+        self.stem = Stem(meta.image.channels, in_features)
         total = sum(preset.depths)
         all_rates = [last_rate * i / (total - 1) for i in range(total)]
         for name, depth, width in zip(names, preset.depths, preset.widths, strict=True):

@@ -132,7 +132,7 @@ class DenseNet(Model):
         )
         blocks = tuple(f"denseblock{i + 1}" for i in range(len(preset.depths)))
         self.stages = ("stem", *blocks)
-        self.stem = Stem(meta.preprocess.channels, preset.stem_width, small=meta.stem == "small")
+        self.stem = Stem(meta.image.channels, preset.stem_width, small=meta.stem == "small")
         for name, width, depth in zip(blocks, widths, preset.depths, strict=True):
             block = DenseBlock(width, depth, preset.growth, last=name == blocks[-1])
             setattr(self, name, block)

@@ -279,7 +279,7 @@ class Inception(Model):
     def __init__(
         self, preset: InceptionPreset, *, num_classes: int, meta: WeightsMeta, rates: Rates
     ):
-        self.stem = Stem(meta.preprocess.channels)
+        self.stem = Stem(meta.image.channels)
         width = self.stem.out_features
         widths = []
         for name, blocks in preset.blocks().items():

@@ -21,6 +21,8 @@ from tlx.models.layers import Constant
 
 Values = dict[str, Any]  # path -> array
 
+_MODULE = re.compile(r"layer\.\d+|[^.]+")
+
 
 class Leaf(NamedTuple):
     """What is known of a value before there is one."""
@@ -41,7 +43,7 @@ def leaves(model: Model) -> dict[str, Leaf]:
         found[_join(path)] = Leaf(tuple(value.shape), value.dtype, init, is_parameter)
     modules = (*model.stages, *model.auxiliary_modules, "head")
     order = {name: index for index, name in enumerate(modules)}
-    return dict(sorted(found.items(), key=lambda item: order[item[0].split(".", 1)[0]]))
+    return dict(sorted(found.items(), key=lambda item: order[module_of(item[0])]))
 
 
 def values(model: Model) -> Values:
@@ -67,6 +69,16 @@ def matcher(pattern: str, field: str) -> Callable[[str], bool]:
     except re.error as error:
         raise InputError(f"{field}: {pattern!r} is not a regular expression: {error}") from error
     return lambda path: path.startswith(f"{pattern}.") or regex.fullmatch(path) is not None
+
+
+def module_of(path: str) -> str:
+    """Returns the module of the model that a value belongs to, a stage or the head: layer.3 of layer.3.fc1.kernel.
+
+    The layers of text encoders are called as in their files, by a word and a number; others have names without a dot.
+    """
+    match = _MODULE.match(path)
+    assert match is not None, path
+    return match[0]
 
 
 def is_within(path: str, modules: Iterable[str]) -> bool:

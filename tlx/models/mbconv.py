@@ -232,7 +232,7 @@ class MBConvNet(Model):
         self.stages = ("stem", *names, "conv_head")
         self.stem = ConvNorm(
             style,
-            meta.preprocess.channels,
+            meta.image.channels,
             preset.stem,
             3,
             stride=1 if meta.stem == "small" else 2,

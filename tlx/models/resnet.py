@@ -209,7 +209,7 @@ class ResNet(Model):
         self.stages = ("stem", *(f"layer{i + 1}" for i in range(len(preset.depths))))
         in_features = preset.widths[0]
         stem, small = DeepStem if preset.deep else Stem, preset.cifar or meta.stem == "small"
-        self.stem = stem(meta.preprocess.channels, in_features, small=small)
+        self.stem = stem(meta.image.channels, in_features, small=small)
         count, total = 0, sum(preset.depths)
         for index, (depth, width) in enumerate(zip(preset.depths, preset.widths, strict=True)):
             blocks = []

@@ -131,7 +131,7 @@ class SqueezeNet(Model):
             dropout=rates.dropout_only(meta.architecture, 0.5),
         )
         self.stages = ("stem", *(f"stage{i + 1}" for i in range(len(preset.fires))))
-        self.stem = Stem(meta.preprocess.channels, preset, small=meta.stem == "small")
+        self.stem = Stem(meta.image.channels, preset, small=meta.stem == "small")
         in_features = preset.stem_width
         for index, sizes in enumerate(preset.fires):
             fires = []

@@ -187,7 +187,7 @@ class Swin(Model):
         super().__init__(num_features=width, num_classes=num_classes, meta=meta, dropout=dropout)
         names = tuple(f"stage{i + 1}" for i in range(len(preset.depths)))
         self.stages = ("stem", *names, "norm")
-        self.stem = Stem(meta.preprocess.channels, preset.width)
+        self.stem = Stem(meta.image.channels, preset.width)
         total = sum(preset.depths)
         all_rates = [last_rate * i / (total - 1) for i in range(total)]
         for i, (name, depth) in enumerate(zip(names, preset.depths, strict=True)):

@@ -124,7 +124,7 @@ class VGG(Model):
         )
         blocks = tuple(f"block{i + 1}" for i in range(len(WIDTHS)))
         self.stages = (*blocks, "prelogits")
-        in_features = meta.preprocess.channels
+        in_features = meta.image.channels
         for name, depth, width in zip(blocks, preset.depths, WIDTHS, strict=True):
             units = []
             for _ in range(depth):

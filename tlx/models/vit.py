@@ -188,7 +188,7 @@ class ViT(Model):
     """Stages: stem, block0, block1, ..., norm, all of [B, tokens, D]; features: the class token, the first one."""
 
     def __init__(self, preset: ViTPreset, *, num_classes: int, meta: WeightsMeta, rates: Rates):
-        size = meta.preprocess.size
+        size = meta.image.size
         if size < preset.patch or size % preset.patch:
             raise InputError(
                 f"{meta.architecture} cuts pictures into patches of {preset.patch}x{preset.patch} pixels: the input size "
@@ -202,7 +202,7 @@ class ViT(Model):
         self.stages = ("stem", *blocks, "norm")
         self.positioned = preset.positioned
         self.grid = (size // preset.patch,) * 2
-        self.stem = Stem(preset, meta.preprocess.channels, size)
+        self.stem = Stem(preset, meta.image.channels, size)
         epsilon = meta.norm_epsilon if meta.norm_epsilon > 0 else EPSILON
         for index, name in enumerate(blocks):
             block_rate = last_rate * index / (preset.depth - 1)

@@ -34,25 +34,18 @@ _MODULE_ATTENTION = "q_proj k_proj v_proj o_proj"
 
 @dataclasses.dataclass(frozen=True)
 class BackboneTable(KeyTable):
-    """A table of files which may have to have a certain entry, and may have a position for the class token.
+    """A table of files which may have a position for the class token.
 
     The network with registers gives positions to patches only, as timm's does: there the class token has its
     own added to it already. Other projects' files have the two apart, as `class_token` and the first of `positions`; they
     are added on the way in, and kept so that what training did not change comes out as it was.
 
     Attributes:
-      required: the entry, or ""; a file without it is not of this table.
       class_token, positions: the source's names where the two are to be added, else "".
     """
 
-    required: str = ""
     class_token: str = ""
     positions: str = ""
-
-    def coverage(self, names: Iterable[str]) -> int:
-        """Returns how many of a file's names the table covers; none where it lacks the required one."""
-        names = set(names)
-        return super().coverage(names) if not self.required or self.required in names else 0
 
     def to_target(self, arrays: Arrays) -> Conversion:
         """Renames and rearranges a file's arrays."""

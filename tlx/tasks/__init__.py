@@ -70,6 +70,7 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """What the loop asks of a task: its loss and its metrics. The model owns the head."""
 
+    TARGETS: str  # class | multi_hot | number | tags: what an example has, see tlx/data/source.py
     MULTI_HOT: bool  # targets are [B, classes] of 0 and 1, any number of labels for an example
 
     def metrics(self, num_classes: int) -> tuple[str, ...]:

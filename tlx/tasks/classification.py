@@ -17,6 +17,7 @@ from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
 MULTI_HOT = False
+TARGETS = "class"
 TOP_K = 5
 
 

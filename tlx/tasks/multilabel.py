@@ -22,6 +22,7 @@ from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
 MULTI_HOT = True
+TARGETS = "multi_hot"
 
 
 def metrics(num_classes: int) -> tuple[str, ...]:

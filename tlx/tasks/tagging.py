@@ -22,6 +22,7 @@ from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, losses
 
 MULTI_HOT = False
+TARGETS = "tags"
 
 
 def metrics(num_classes: int) -> tuple[str, ...]:

@@ -141,6 +141,6 @@ def ahead(items: Iterator[Item], depth: int) -> Generator[Item, None, None]:
 
 def _stacked(group: list[Batch], steps: int) -> Batch:
     if steps == 1:
-        return {name: rows[None] for name, rows in group[0].items()}
+        return jax.tree.map(lambda rows: rows[None], group[0])
     group = [*group, *[group[-1]] * (steps - len(group))]
     return {name: np.stack([batch[name] for batch in group]) for name in group[0]}

@@ -29,16 +29,18 @@ from jax.sharding import NamedSharding
 from orbax.checkpoint import checkpoint_managers
 
 from tlx.errors import InputError
-from tlx.files import write_json_atomic
+from tlx.files import write_json_atomic, write_text_atomic
 from tlx.models.leaves import Values
 from tlx.training.state import TrainState
 from tlx.tuning.optimizer import evaluation_values, has_averages
 from tlx.weights.files import content_hash, read_weights, write_safetensors
 from tlx.weights.keymap import Origin
-from tlx.weights.meta import WeightsMeta
+from tlx.weights.meta import TextPreprocess, WeightsMeta
 
 _ORBAX_LOG = logging.getLogger("absl")
 
+
+TOKENIZER = "tokenizer.json"  # in base/, of a network that reads texts
 
 ESTIMATE, VALIDATION = "estimate", "validation"
 
@@ -345,6 +347,8 @@ def save_base(
         facts = {**facts, "origin": stored_origin}
         if origin.carried:
             write_safetensors(origin.carried, folder / "carried.safetensors", {})
+    if isinstance(meta.preprocess, TextPreprocess):
+        write_text_atomic(folder / TOKENIZER, meta.preprocess.content)
     stored = {"frozen_sha256": digest, "weights_meta": meta.to_json(), **facts}
     write_json_atomic(folder / "base.json", stored)
     return digest
@@ -403,6 +407,22 @@ def load_origin(workdir: Path) -> Origin | None:
         return None
     path = folder / "carried.safetensors"
     return Origin.of(stored["table"], stored["dtypes"], read_weights(path) if path.exists() else {})
+
+
+def load_tokenizer(workdir: Path, expected: str) -> str:
+    """Reads the content of the tokenizer that `save_base` wrote.
+
+    Raises:
+      InputError: it is damaged; names both checksums.
+    """
+    path = workdir / "base" / TOKENIZER
+    content = path.read_text("utf-8") if path.is_file() else ""
+    found = hashlib.sha256(content.encode()).hexdigest()
+    if found != expected:
+        raise InputError(
+            f"{path} is not the tokenizer that the run was trained with: expected sha256 {expected}, found {found}"
+        )
+    return content
 
 
 def _parts(state: TrainState) -> tuple[Values, Values]:

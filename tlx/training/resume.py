@@ -23,6 +23,7 @@ from tlx.training.checkpoint import (
     check_base,
     load_base,
     load_origin,
+    load_tokenizer,
     save_base,
     weights_hash,
 )
@@ -32,7 +33,7 @@ from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.phases import Phase, pull_of
 from tlx.tuning.plan import TuningPlan, digests
 from tlx.weights.keymap import Origin
-from tlx.weights.meta import WeightsMeta
+from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.workdir import Workdir
 
 Messages = list[str]
@@ -169,7 +170,10 @@ def _read_base(folder: Workdir) -> tuple[dict[str, Any], WeightsMeta]:
     if not folder.base.is_file():
         raise InputFileNotFoundError(f"{folder.path} holds no trained model")
     facts = json.loads(folder.base.read_text())
-    return facts, WeightsMeta.from_json(facts.pop("weights_meta"))
+    meta = WeightsMeta.from_json(facts.pop("weights_meta"))
+    if isinstance(meta.preprocess, TextPreprocess) and meta.preprocess.tokenizer:
+        meta = meta.with_tokenizer(load_tokenizer(folder.path, meta.preprocess.tokenizer))
+    return facts, meta
 
 
 def _shapes(found: Mapping[str, Leaf], paths: Sequence[str], sharding: NamedSharding) -> Values:

@@ -73,7 +73,7 @@ class Estimator:
         plans: Sequence[TuningPlan],
         steps: Sequence[StatisticsStep],
         *,
-        split: pipeline.Split,
+        split: pipeline.Rows,
         seed: int,
         batch_size: int,
         mesh: Mesh,

@@ -13,10 +13,10 @@ from jax.sharding import Mesh
 
 from tlx.data.augment import Augmentation
 from tlx.data.mixing import NO_MIXING, Mixing
-from tlx.data.preprocess import normalize
+from tlx.data.preprocess import network_input
 from tlx.models.base import Model
 from tlx.models.layers import BatchNorm
-from tlx.models.leaves import Values, values, with_values
+from tlx.models.leaves import Values, module_of, values, with_values
 from tlx.tasks import LossOptions, Task
 from tlx.training.compilation import jit
 from tlx.training.mesh import replicated, split_batch
@@ -25,7 +25,7 @@ from tlx.tuning.average import averages_statistics
 from tlx.tuning.penalties import Penalties, need_outputs
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import Regularizer
-from tlx.weights.meta import ImagePreprocess
+from tlx.weights.meta import Preprocess
 
 # Folded into a step's key for what the network drops and how examples are mixed; far from the positions of
 # augmentations, which are folded into the same key.
@@ -53,7 +53,7 @@ def training_model(model: Model, plan: TuningPlan, dtype: str, start: int = 0) -
     """
     copy = nnx.merge(*nnx.split(model))
     copy.dtype, copy.start = dtype, start
-    trained = {path.split(".", 1)[0] for path in plan.trainable}
+    trained = {module_of(path) for path in plan.trainable}
     copy.random_stages = tuple(name for name in model.stages if name in trained)
     copy.auxiliary = tuple(item for item in model.auxiliary if item[0] in trained)
     for path, module in nnx.iter_modules(copy):
@@ -98,7 +98,7 @@ def make_step_function(
     the whole batch but for rounding, where no batch statistics are used, nothing is dropped at random and no singular
     values are shrunk. A part counts in the loss as much as its examples weigh, in the penalties as many as they are.
 
-    With `start` the inputs are not pictures but what `Model.prefix` makes of them, nothing is augmented or mixed. With `remat`
+    With `start` the inputs are not pictures or texts but what `Model.prefix` makes of them, nothing is augmented or mixed. With `remat`
     what is inside a stage is not kept for the backward pass but computed again there.
     """
     forward = training_model(model, plan, dtype, start)
@@ -247,17 +247,20 @@ def make_statistics_step(
     return jit(statistics_step, in_shardings=(whole, rows, whole, whole), out_shardings=whole)
 
 
-def make_eval_step(model: Model, task: Task, mesh: Mesh, *, dtype: str, start: int = 0) -> EvalStep:
+def make_eval_step(
+    model: Model, task: Task | None, mesh: Mesh, *, dtype: str, start: int = 0
+) -> EvalStep:
     """Returns `step(values, batch) -> outcomes`, jitted: per-example results, [B, ...] on every device.
 
-    With `start` the inputs are what `Model.prefix` makes of the pictures.
+    With `start` the inputs are what `Model.prefix` makes of the pictures or texts. Without a task the outcomes are the logits.
     """
     forward = inference_model(model, dtype, start)
     preprocess = model.meta.preprocess
 
     def eval_step(state: Values, batch: Any) -> dict[str, jax.Array]:
-        inputs = batch["inputs"] if start else normalize(batch["inputs"], preprocess)
-        return task.outcomes(with_values(forward, state)(inputs), batch)
+        inputs = batch["inputs"] if start else network_input(batch["inputs"], preprocess)
+        logits = with_values(forward, state)(inputs)
+        return {"logits": logits} if task is None else task.outcomes(logits, batch)
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jit(eval_step, in_shardings=(whole, rows), out_shardings=whole)
@@ -275,7 +278,7 @@ def make_prefix_step(
 
     def prefix_step(state: Values, inputs: jax.Array, key: jax.Array) -> jax.Array:
         images = inputs if augmentation is None else augmentation(key, inputs)
-        return with_values(forward, state).prefix(normalize(images, preprocess), start)
+        return with_values(forward, state).prefix(network_input(images, preprocess), start)
 
     whole, rows = replicated(mesh), split_batch(mesh)
     return jit(prefix_step, in_shardings=(whole, rows, whole), out_shardings=whole)
@@ -284,7 +287,7 @@ def make_prefix_step(
 def _training_inputs(
     augmentation: Augmentation,
     mixing: Mixing,
-    preprocess: ImagePreprocess,
+    preprocess: Preprocess,
     seed: int,
     start: int = 0,
 ) -> Callable[[Any, jax.Array], tuple[jax.Array, Any, jax.Array]]:
@@ -294,7 +297,7 @@ def _training_inputs(
         key = jax.random.fold_in(jax.random.key(seed), step)
         if start:
             return batch["inputs"], batch, jax.random.fold_in(key, DROPPING)
-        images = normalize(augmentation(key, batch["inputs"]), preprocess)
+        images = network_input(augmentation(key, batch["inputs"]), preprocess)
         images, batch = mixing(jax.random.fold_in(key, MIXING), images, batch)
         return images, batch, jax.random.fold_in(key, DROPPING)
 

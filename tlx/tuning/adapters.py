@@ -12,7 +12,7 @@ from tlx.errors import InputError
 from tlx.models.adapters import Spec, attached
 from tlx.models.base import Model
 from tlx.models.layers import Conv, Layer
-from tlx.models.leaves import is_within, leaves, matcher
+from tlx.models.leaves import is_within, leaves, matcher, module_of
 from tlx.pretrained import Source
 
 METHODS = ("lora", "dora", "ia3", "bottleneck")
@@ -61,7 +61,7 @@ def candidates(model: Model) -> dict[str, Layer]:
         if isinstance(module, Layer) and path and path[0] in model.stages and not grouped:
             found[".".join(map(str, path))] = module
     order = {name: place for place, name in enumerate(model.stages)}
-    return dict(sorted(found.items(), key=lambda item: order[item[0].split(".", 1)[0]]))
+    return dict(sorted(found.items(), key=lambda item: order[module_of(item[0])]))
 
 
 def _targets(model: Model, layers: dict[str, Layer], tune: TuneConfig) -> dict[str, bool]:

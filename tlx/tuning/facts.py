@@ -13,7 +13,7 @@ from PIL import Image
 from tlx.data.source import Examples, Splits
 from tlx.errors import InputError
 from tlx.models.base import Model
-from tlx.models.leaves import is_within, values, with_values
+from tlx.models.leaves import is_within, module_of, values, with_values
 from tlx.models.vgg import MapLinear
 from tlx.pretrained import Source
 from tlx.tuning.auto import SMALL_INPUT, SMALL_PICTURE, Facts
@@ -37,7 +37,7 @@ def facts(splits: Splits, source: Source, *, multiple: int = 1) -> Facts:
     labels = examples.labels
     attention = any(".attention." in path for path in found)
     picture = picture_size(examples)
-    changed = {path.split(".", 1)[0] for path in source.fresh}
+    changed = {module_of(path) for path in source.fresh}
     if source.file is not None and source.file.meta.stem != model.meta.stem:
         changed.add(model.stages[0])
     return Facts(
@@ -45,7 +45,7 @@ def facts(splits: Splits, source: Source, *, multiple: int = 1) -> Facts:
         labels=int(labels.sum()) if labels.ndim == 2 else len(labels),
         class_names=examples.class_names,
         picture=picture,
-        input_size=model.meta.preprocess.size,
+        input_size=model.meta.image.size,
         takes_small=picture < SMALL_PICTURE and not attention and _takes_small(model),
         attention=attention,
         batchnorm=any(path.endswith(".mean") for path in found),
@@ -75,7 +75,7 @@ def _takes_small(model: Model) -> bool:
     """Whether the stages leave something of SMALL_INPUT pixels, and none of them reads a map of one size."""
     if any(isinstance(module, MapLinear) for _, module in nnx.iter_modules(model)):
         return False
-    shape = (1, SMALL_INPUT, SMALL_INPUT, model.meta.preprocess.channels)
+    shape = (1, SMALL_INPUT, SMALL_INPUT, model.meta.image.channels)
     try:
         jax.eval_shape(
             lambda arrays, x: with_values(model, arrays).run(x),

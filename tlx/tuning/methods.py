@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from tlx.config import FIELDS_OF, TuneConfig, nearest
 from tlx.errors import InputError
-from tlx.models.leaves import is_within
+from tlx.models.leaves import is_within, module_of
 
 FROZEN = "frozen"  # the group that is not trained
 ADAPTERS = r".*\.adapter\..*"  # the values of adapters: see tlx/tuning/adapters.py
@@ -114,7 +114,7 @@ def norms(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
 
 def adapters(model: Anatomy, tune: TuneConfig) -> tuple[Rules, ...]:
     """The adapters that tlx/tuning/adapters.py put into the network, and the head."""
-    own = {path.split(".", 1)[0] for path in model.parameters if re.fullmatch(ADAPTERS, path)}
+    own = {module_of(path) for path in model.parameters if re.fullmatch(ADAPTERS, path)}
     first = next((i for i, stage in enumerate(model.stages) if stage in own), len(model.stages))
     return (_parts(model, (ADAPTERS, "adapters"), first),)
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tlx.models.base import Carry, Model
 from tlx.models.layers import global_average_pool
-from tlx.models.leaves import Values, with_values
+from tlx.models.leaves import Values, module_of, with_values
 from tlx.tuning.plan import TuningPlan
 from tlx.tuning.regularizers import FROM_SOURCE, Regularizer
 
@@ -81,7 +81,7 @@ class Penalties:
         model = self.source_model
         assert model is not None  # `need_outputs`
         stages, first = model.stages, self.plan.first_trained_stage
-        trained = {path.split(".", 1)[0] for path in self.plan.trainable} & set(stages)
+        trained = {module_of(path) for path in self.plan.trainable} & set(stages)
         if not trained:
             return jnp.zeros(())
         source_network = with_values(model, values)

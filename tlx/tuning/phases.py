@@ -10,6 +10,7 @@ import optax
 
 from tlx.config import OWN_STEPS, Config, duration
 from tlx.errors import InputError
+from tlx.models.leaves import module_of
 from tlx.tuning.average import Average
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import TuningPlan
@@ -102,4 +103,4 @@ def describe(phases: Sequence[Phase], plans: Sequence[TuningPlan] = ()) -> list[
 def _joining(before: TuningPlan, after: TuningPlan) -> str:
     frozen = set(before.frozen)
     new = [path for path in after.trainable if path in frozen]
-    return ", ".join(dict.fromkeys(path.split(".", 1)[0] for path in new))
+    return ", ".join(dict.fromkeys(module_of(path) for path in new))

@@ -18,7 +18,7 @@ import numpy as np
 
 from tlx.config import TuneConfig, nearest
 from tlx.errors import InputError
-from tlx.models.leaves import Leaf, matcher
+from tlx.models.leaves import Leaf, matcher, module_of
 from tlx.tuning.methods import FROZEN, Anatomy, Rule, norm_mode, rates, rules_of
 
 
@@ -101,7 +101,7 @@ def _plan(
     ]
     trainable = [path for path in model.parameters if labels[path] != FROZEN]
     changing = {*trainable, *moving}
-    touched = {path.split(".", 1)[0] for path in changing}
+    touched = {module_of(path) for path in changing}
     first = next((i for i, stage in enumerate(model.stages) if stage in touched), len(model.stages))
     return TuningPlan(
         labels=labels,
@@ -131,7 +131,7 @@ def assign(parameters: Sequence[str], ordered: Sequence[Rule], *, strict: bool) 
             raise InputError(
                 f"tune.rules: no rule matches {path}; end with '.*=frozen' or '.*=GROUP'"
             )
-    modules = dict.fromkeys(path.split(".", 1)[0] for path in parameters)
+    modules = dict.fromkeys(module_of(path) for path in parameters)
     for (pattern, _), count in zip(ordered, hits, strict=True):
         if strict and not count:
             raise InputError(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from tlx.columns import aligned
 from tlx.config import OptimizerConfig
-from tlx.models.leaves import Leaf
+from tlx.models.leaves import Leaf, module_of
 from tlx.tuning.optimizer import group_state_bytes
 from tlx.tuning.plan import FROZEN, TuningPlan
 
@@ -31,7 +31,7 @@ def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerCon
         paths = plan.paths(name)
         if not paths:
             continue
-        modules = " ".join(dict.fromkeys(path.split(".", 1)[0] for path in paths))
+        modules = " ".join(dict.fromkeys(module_of(path) for path in paths))
         group = plan.groups.get(name)
         how = ("-", "-", "-")
         if group:

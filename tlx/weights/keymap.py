@@ -160,12 +160,13 @@ class Origin:
 
 @dataclasses.dataclass(frozen=True)
 class Conversion:
-    """What a key table made of a file: every source key is in exactly one of the three."""
+    """What a key table made of a file: every source key is in exactly one of the four."""
 
     arrays: dict[str, np.ndarray]  # tlx path -> array in tlx layout
     names: dict[str, str]  # tlx path -> the source's name, for messages
     carried: dict[str, np.ndarray]  # buffers the network does not use, under the source's names
     unknown: tuple[str, ...]  # source keys that no row covers
+    dropped: tuple[str, ...] = ()  # those of parts that no network here has
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,22 +175,26 @@ class KeyTable:
 
     `absent` are regexes of tlx paths which that project's files do not have, as the auxiliary head: these
     values are drawn afresh on the way in and left out on the way back. `norm_epsilon` is that of the project's
-    networks where it is not ours, else 0.
+    networks where it is not ours, else 0. `required`: a file without that entry is not of this table. `dropped` are regexes of
+    the source's names which are of parts that no network here has, as heads of pretraining: they are left out by name.
     """
 
     name: str
     keys: tuple[Key, ...]
     absent: tuple[str, ...] = ()
     norm_epsilon: float = 0.0
+    required: str = ""
+    dropped: tuple[str, ...] = ()
 
     def to_target(self, arrays: Arrays) -> Conversion:
         """Renames and rearranges a file's arrays."""
         conversion = Conversion({}, {}, {}, ())
-        unknown = []
+        unknown: list[str] = []
+        dropped: list[str] = []
         for name, array in arrays.items():
             found = self._by_source.find(name)
             if found is None:
-                unknown.append(name)
+                (dropped if self._drops(name) else unknown).append(name)
                 continue
             key, numbers = found
             if not key.targets:
@@ -204,7 +209,7 @@ class KeyTable:
             for target, part in zip(targets, parts, strict=True):
                 conversion.arrays[target] = part
                 conversion.names[target] = name
-        return dataclasses.replace(conversion, unknown=tuple(unknown))
+        return dataclasses.replace(conversion, unknown=tuple(unknown), dropped=tuple(dropped))
 
     def to_source(self, arrays: Arrays, carried: Arrays | None = None) -> dict[str, np.ndarray]:
         """Returns the arrays under the source's names and in its layouts.
@@ -242,8 +247,14 @@ class KeyTable:
         return any(re.fullmatch(pattern, path) for pattern in self.absent)
 
     def coverage(self, names: Iterable[str]) -> int:
-        """Returns how many of a file's names the table covers."""
-        return sum(self._by_source.find(name) is not None for name in names)
+        """Returns how many of a file's names the table covers; none where it lacks the required one."""
+        names = set(names)
+        if self.required and self.required not in names:
+            return 0
+        return sum(self._by_source.find(name) is not None or self._drops(name) for name in names)
+
+    def _drops(self, name: str) -> bool:
+        return any(re.fullmatch(pattern, name) for pattern in self.dropped)
 
     @functools.cached_property
     def _by_source(self) -> _Index:

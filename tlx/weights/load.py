@@ -18,7 +18,7 @@ import numpy as np
 from tlx import models
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.base import Model
-from tlx.models.leaves import Leaf, is_within, leaves, matcher
+from tlx.models.leaves import Leaf, is_within, leaves, matcher, module_of
 from tlx.weights import catalog
 from tlx.weights.fetch import locate
 from tlx.weights.files import content_hash, hashing, is_safetensors, read_weights
@@ -26,8 +26,12 @@ from tlx.weights.keymap import Conversion, KeyTable, Origin
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.stored_meta import stored_meta
 from tlx.weights.surgery import centre_crop, input_channels, select_classes
+from tlx.weights.text_folder import open_folder
 
 STORED = "stored in the file"  # how a meta was found
+
+# Of a head that is one layer, and of one with a layer before it.
+CLASSIFIER_KERNELS = ("head.kernel", "head.out.kernel")
 
 # How a file of weights may be called, to tell a path from a tag.
 SUFFIXES = (".pth", ".th", ".pt", ".bin", ".ckpt", ".safetensors")
@@ -52,8 +56,8 @@ class WeightsFile:
     @property
     def num_classes(self) -> int:
         """The width of the file's classifier; 0 where it has none."""
-        kernel = self.conversion.arrays.get("head.kernel")
-        return 0 if kernel is None else kernel.shape[-1]
+        kernels = (self.conversion.arrays.get(path) for path in CLASSIFIER_KERNELS)
+        return next((kernel.shape[-1] for kernel in kernels if kernel is not None), 0)
 
     @functools.cached_property
     def origin(self) -> Origin:
@@ -97,6 +101,8 @@ def open_weights(name: str, weights: str) -> WeightsFile:
       InputFileNotFoundError: no such file, or it is not here and cannot be downloaded.
     """
     name = models.resolve(name)
+    if models.is_text(name):
+        return _open_text(name, weights)
     path, meta, origin = _locate(name, weights)
     if meta is None and (meta := stored_meta(path)):
         origin = STORED
@@ -128,6 +134,22 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     return file
 
 
+def _open_text(name: str, weights: str) -> WeightsFile:
+    """Reads the folder of a text model. Raises as `open_weights`, and where its tokenizer does not fit the network."""
+    folder = open_folder(name, weights)
+    arrays = read_weights(folder.weights)
+    (table, conversion), *others = _convert(name, arrays)
+    meta = folder.meta(conversion.arrays)
+    file = WeightsFile(folder.weights, meta, STORED, table, conversion, arrays)
+    _check_choice(name, file, others)
+    if meta.class_names and file.num_classes not in (0, len(meta.class_names)):
+        raise InputError(
+            f"{folder.path}: config.json names {len(meta.class_names)} classes (id2label), but the head has "
+            f"{file.num_classes}"
+        )
+    return dataclasses.replace(file, meta=dataclasses.replace(meta, num_classes=file.num_classes))
+
+
 def fill(
     model: Model,
     file: WeightsFile,
@@ -146,7 +168,7 @@ def fill(
       model: abstract or not.
       file: from `open_weights`.
       missing_ok: what the file may lack.
-      new_head: whether the classifiers are drawn afresh whatever the file has.
+      new_head: whether the classifiers are drawn afresh whatever the file has, and of the rest of the head what it lacks.
       fitting: of what depends on the input's channels and size, and on the classes.
 
     Raises:
@@ -159,29 +181,32 @@ def fill(
         allowed.append((pattern, {path for path in found if matches(path)}))
     for pattern, paths in allowed:
         if not paths:
-            tops = ", ".join(dict.fromkeys(map(_stage, found)))
+            tops = ", ".join(dict.fromkeys(map(module_of, found)))
             raise InputError(f"model.missing_ok: {pattern!r} names no parameter (modules: {tops})")
     arrays = file.conversion.arrays
     fresh = {path for path in found if file.table.lacks(path)}
     if new_head:
         fresh |= {path for path in found if is_within(path, model.classifiers)}
+        fresh |= {path for path in found if is_within(path, ("head",)) and path not in arrays}
     if fitting.stem_init == "new" and _differs(model.input_kernel, found, arrays):
         fresh.add(model.input_kernel)
     missing = [path for path in found if path not in arrays and path not in fresh]
     for _, paths in allowed:
-        lacking = {_stage(path) for path in missing if path in paths}
-        fresh |= {path for path in paths if _stage(path) in lacking}
+        lacking = {module_of(path) for path in missing if path in paths}
+        fresh |= {path for path in paths if module_of(path) in lacking}
     missing = [path for path in missing if path not in fresh]
     if missing:
         raise InputError(_missing_message(file, missing, len(found)))
-    removed = ("head", *model.auxiliary_modules) if model.head is None else ()
+    removed = [*model.unused, *(("head",) if new_head or model.head is None else ())]
+    removed += model.auxiliary_modules if model.head is None else ()
     _refuse_unknown(file, found, removed)
     wanted = {path: array for path, array in arrays.items() if path in found and path not in fresh}
     used, fitted = _fit(model, found, wanted, fitting)
     _check_arrays(found, file, used)
     dropped = tuple(name for path, name in file.conversion.names.items() if path not in used)
     fresh_paths = tuple(path for path in found if path in fresh)
-    return Loaded(found, used, fresh_paths, tuple(dict.fromkeys(dropped)), tuple(fitted))
+    dropped = (*dict.fromkeys(dropped), *file.conversion.dropped)
+    return Loaded(found, used, fresh_paths, dropped, tuple(fitted))
 
 
 def _fit(
@@ -240,12 +265,8 @@ def listing(names: Iterable[str], limit: int = 24) -> str:
     )
 
 
-def _stage(path: str) -> str:
-    return path.split(".", 1)[0]
-
-
 def _missing_message(file: WeightsFile, missing: list[str], total: int) -> str:
-    tops = ",".join(dict.fromkeys(map(_stage, missing)))
+    tops = ",".join(dict.fromkeys(map(module_of, missing)))
     advice = f"To initialise them afresh, name them: --config.model.missing_ok={tops}"
     if 4 * len(missing) > total:
         advice = "They may be the weights of another architecture"

@@ -76,12 +76,30 @@ IMAGENET_EVAL = ImagePreprocess(size=224, resize=256)
 
 
 @dataclasses.dataclass(frozen=True)
+class TextPreprocess:
+    """How a text becomes a network input: cut into tokens by the network's own tokenizer.
+
+    The tokenizer is known by its checksum; its content, which can be megabytes, is kept beside a meta and not in it
+    (`with_tokenizer` brings them together).
+    """
+
+    max_length: int  # tokens, special ones included; what is longer is cut off
+    tokenizer: str = ""  # sha256 of its tokenizer.json, 64 hexadecimal digits; "": there is none
+    pad_id: int = 0  # the token that shorter texts are filled up with
+    segments: bool = False  # whether the network is told which of two texts a token is of
+    content: str = dataclasses.field(default="", compare=False, repr=False)  # of tokenizer.json
+
+
+Preprocess = ImagePreprocess | TextPreprocess
+
+
+@dataclasses.dataclass(frozen=True)
 class WeightsMeta:
     """The facts that travel with a set of weights."""
 
     architecture: str  # a name of tlx.models, as resnet18
     tag: str = ""  # what tells several sets of one architecture apart, as tv_in1k
-    preprocess: ImagePreprocess = IMAGENET_EVAL
+    preprocess: Preprocess = IMAGENET_EVAL
     num_classes: int = 0
     class_names: tuple[str, ...] = ()  # () where they are not known
     stem: str = (
@@ -101,6 +119,24 @@ class WeightsMeta:
     top1_size: int = 0  # pixels, the input size that `top1` was measured at
     notes: str = ""
     base: str = ""  # the weights that these were made from, as resnet18.tv_in1k
+    config: str = ""  # the sizes of a network whose name does not say them: its config.json
+    per_token: bool = False  # logits are those of each token, not of the whole text
+
+    @property
+    def image(self) -> ImagePreprocess:
+        """How a picture becomes the input of a network that takes pictures."""
+        assert isinstance(self.preprocess, ImagePreprocess), self.architecture
+        return self.preprocess
+
+    @property
+    def text(self) -> TextPreprocess:
+        """How a text becomes the input of a network that takes texts."""
+        assert isinstance(self.preprocess, TextPreprocess), self.architecture
+        return self.preprocess
+
+    def with_tokenizer(self, content: str) -> WeightsMeta:
+        """Returns the meta with the content of its tokenizer."""
+        return dataclasses.replace(self, preprocess=dataclasses.replace(self.text, content=content))
 
     def derived(self) -> WeightsMeta:
         """Returns the meta of weights that are made from these.
@@ -113,15 +149,23 @@ class WeightsMeta:
         return dataclasses.replace(self, base=base, **blank)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns plain dicts, lists, strings and numbers; `from_json` reads them back."""
-        return json.loads(json.dumps(dataclasses.asdict(self)))
+        """Returns plain dicts, lists, strings and numbers; `from_json` reads them back, but for a tokenizer's content."""
+        values = json.loads(json.dumps(dataclasses.asdict(self)))
+        values["preprocess"].pop("content", None)
+        return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> WeightsMeta:
         """Reads what `to_json` wrote."""
         facts = {name: _tuple(value) for name, value in values.items() if name != "preprocess"}
         preprocess: dict[str, Any] = {k: _tuple(v) for k, v in values["preprocess"].items()}
-        return cls(preprocess=ImagePreprocess(**preprocess), **facts)
+        kind = preprocess_kind(preprocess)
+        return cls(preprocess=kind(**preprocess), **facts)
+
+
+def preprocess_kind(values: dict[str, Any]) -> type[ImagePreprocess] | type[TextPreprocess]:
+    """Returns the class whose fields these are."""
+    return TextPreprocess if "max_length" in values else ImagePreprocess
 
 
 def _tuple(value: Any) -> Any:

@@ -9,6 +9,7 @@ from flax import nnx
 from tlx import models
 from tlx.models.base import Model
 from tlx.models.layers import Layer
+from tlx.models.leaves import module_of
 from tlx.weights.keymap import Key, KeyTable
 
 
@@ -40,7 +41,8 @@ def places_of(table: KeyTable, model: Model) -> dict[str, Place]:
 
 def layer_at(model: Model, path: str) -> Layer:
     """Returns the layer of that path."""
-    module: Any = model
-    for part in path.split("."):
+    top = module_of(path)
+    module: Any = getattr(model, top)
+    for part in path.removeprefix(f"{top}.").split("."):
         module = module[int(part)] if part.isdecimal() else getattr(module, part)
     return module

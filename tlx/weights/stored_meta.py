@@ -12,13 +12,19 @@ from typing import Any
 
 from tlx.errors import InputError
 from tlx.weights.files import safetensors_metadata
-from tlx.weights.meta import PREPROCESS_CHOICES, ImagePreprocess, WeightsMeta
+from tlx.weights.meta import (
+    PREPROCESS_CHOICES,
+    ImagePreprocess,
+    TextPreprocess,
+    WeightsMeta,
+    preprocess_kind,
+)
 from tlx.weights.pickle_machine import short
 
 KEY = "tlx_meta"
 
 _TYPES: dict[type, dict[str, Any]] = {
-    kind: typing.get_type_hints(kind) for kind in (WeightsMeta, ImagePreprocess)
+    kind: typing.get_type_hints(kind) for kind in (WeightsMeta, ImagePreprocess, TextPreprocess)
 }
 _MAX_PIXELS = 2**14  # of a side; a meta must not make anybody resize pictures to gigabytes
 _MAX_CHANNELS = 2**10
@@ -49,9 +55,13 @@ def _meta(values: Any) -> WeightsMeta:
     preprocess = values.get("preprocess")
     if preprocess is None:
         raise ValueError("preprocess is missing")
-    _check_fields(ImagePreprocess, preprocess)
+    if type(preprocess) is not dict:
+        raise ValueError("preprocess is no object")
+    _check_fields(preprocess_kind(preprocess), preprocess)
     meta = WeightsMeta.from_json(values)
     found = meta.preprocess
+    if isinstance(found, TextPreprocess):
+        return meta
     if len(found.mean) != len(found.std) or not 1 <= len(found.mean) <= _MAX_CHANNELS:
         raise ValueError("mean and std are not one number for each channel")
     if min(found.std) <= 0:

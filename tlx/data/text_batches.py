@@ -1,0 +1,267 @@
+"""Texts as rows of token ids, and their batches, padded to the shortest of a few lengths that all of a batch fit in.
+
+Padding is masked and changes no result. What is longer than `data.max_length` is cut off, or with `data.long_texts=split` becomes
+several windows: each pass of training over the data reads a text's next window, evaluation reads all of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from tlx.config import DataConfig
+from tlx.data.source import Examples
+from tlx.data.split import Subset
+from tlx.data.tokenizer import Encoded, EncodedWords, Tokenizer
+from tlx.errors import InputError
+from tlx.weights.meta import TextPreprocess
+
+LOOKED_AT = 1000  # texts whose lengths stand for those of all
+IGNORED = -1  # the target of a token that stands for no word
+# Lengths that batches are padded to where `data.length_buckets` gives none.
+BUCKETS = (
+    16,
+    32,
+    48,
+    64,
+    96,
+    128,
+    192,
+    256,
+    384,
+    512,
+    768,
+    1024,
+    1536,
+    2048,
+    3072,
+    4096,
+    6144,
+    8192,
+)
+
+Inputs = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSplit:
+    """One split, ready to be batched: its texts as rows of token ids. Is one of `pipeline.Rows`."""
+
+    examples: Any  # TextExamples, or TaggedExamples
+    preprocess: TextPreprocess
+    encoded: Encoded
+    buckets: tuple[int, ...]  # ascending; the last one holds every row
+    split_long: bool = False
+
+    in_memory = None  # there is no array of all inputs, as they differ in length
+    held = None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @functools.cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 [rows]: tokens of each row."""
+        return np.diff(self.encoded.offsets)
+
+    @functools.cached_property
+    def windows(self) -> np.ndarray:
+        """int64 [N]: rows of each text."""
+        return np.bincount(self.encoded.example, minlength=len(self))
+
+    def rows(self, index: np.ndarray, epoch: np.ndarray) -> Inputs:
+        """Maps int [B] twice to int32 [B, T] each: input_ids, attention_mask, and token_type_ids where the network reads them."""
+        places, real = self.places(index, epoch)
+        inputs = {
+            "input_ids": np.where(real, self.encoded.ids[places], self.preprocess.pad_id),
+            "attention_mask": real,
+        }
+        if self.preprocess.segments:
+            inputs["token_type_ids"] = np.where(real, self.encoded.type_ids[places], 0)
+        return {name: array.astype(np.int32) for name, array in inputs.items()}
+
+    def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
+        """Maps int [B] twice to the labels of texts, [B], or the tags of tokens, int32 [B, T], IGNORED where there is none."""
+        if not isinstance(self.encoded, EncodedWords):
+            labels = self.examples.labels[index]
+            return labels.astype(np.int32 if labels.dtype.kind == "i" else np.float32)
+        places, real = self.places(index, epoch)
+        return np.where(real, self._token_tags[places], IGNORED).astype(np.int32)
+
+    def places(self, index: np.ndarray, epoch: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Maps int [B] twice to the places of their tokens among all of the split, int64 [B, T], and which are no padding."""
+        row = self._first_row[index] + epoch % np.maximum(self.windows[index], 1)
+        lengths = self.lengths[row]
+        longest = int(lengths.max(initial=1))
+        width = next(bucket for bucket in self.buckets if bucket >= longest)
+        steps = np.arange(width)
+        real = steps < lengths[:, None]
+        return np.where(real, self.encoded.offsets[row][:, None] + steps, 0), real
+
+    @property
+    def evaluated(self) -> tuple[np.ndarray, np.ndarray]:
+        """Index and window of every row, int64 [rows] each, the shortest first."""
+        row = self._by_length
+        example = self.encoded.example[row]
+        return example, row - self._first_row[example]
+
+    def by_example(
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Returns targets and outcomes of the rows, which came in the order of `evaluated`, as those of the texts in theirs.
+
+        Those of several windows of one text are averaged; those of tokens, [rows, T], become those of words, [N, words], where a
+        word without a token has the tag 0 ("O") for its prediction, and IGNORED stands behind the last word.
+        """
+        back = np.argsort(self._by_length, kind="stable")
+        outcomes = {name: array[back] for name, array in outcomes.items()}
+        targets = targets[back]
+        if isinstance(self.encoded, EncodedWords):
+            return self._by_word(self.encoded, outcomes)
+        if len(self.lengths) == len(self):
+            return targets, outcomes
+        counts = self.windows[:, None]
+        means = {
+            name: np.add.reduceat(array.astype(np.float64), self._first_row) / counts
+            for name, array in outcomes.items()
+        }
+        return targets[self._first_row], {
+            name: mean.astype(outcomes[name].dtype) for name, mean in means.items()
+        }
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Identifies the inputs: the examples and how they are cut."""
+        how = dataclasses.asdict(self.preprocess) | {"content": "", "split": self.split_long}
+        what = [self.examples.fingerprint, how, self.buckets, len(self.lengths)]
+        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+    def notes(self, name: str) -> list[str]:
+        """Returns a line where texts are longer than the network is given."""
+        encoded, length = self.encoded, self.preprocess.max_length
+        if encoded.split:
+            return [
+                f"{name}: {encoded.split:,} of {len(self):,} texts are longer than {length} tokens, and read in windows"
+            ]
+        if not encoded.truncated:
+            return []
+        lost = ""
+        if isinstance(encoded, EncodedWords):
+            lost = f" ({len(encoded.cut_off):,} words)"
+        return [
+            f"{name}: {encoded.truncated:,} of {len(self):,} texts are longer than {length} tokens, and cut off{lost} "
+            "(data.max_length; data.long_texts=split reads all of them)"
+        ]
+
+    @functools.cached_property
+    def _by_length(self) -> np.ndarray:
+        return np.argsort(self.lengths, kind="stable")
+
+    @functools.cached_property
+    def _first_row(self) -> np.ndarray:
+        return np.cumsum(self.windows) - self.windows
+
+    @functools.cached_property
+    def _token_tags(self) -> np.ndarray:
+        """int32 [total]: the tag of the word that a token is the first of, else IGNORED."""
+        assert isinstance(self.encoded, EncodedWords)
+        tags: tuple[np.ndarray, ...] = self.examples.tags
+        starts = np.cumsum([0, *map(len, tags)])
+        flat = np.concatenate([*tags, np.zeros(1, np.int32)])
+        word = self.encoded.word
+        sentence = np.repeat(self.encoded.example, self.lengths)
+        place = np.where(word >= 0, starts[sentence] + word, len(flat) - 1)
+        return np.where(word >= 0, flat[place], IGNORED).astype(np.int32)
+
+    def _by_word(
+        self, encoded: EncodedWords, outcomes: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        tags: tuple[np.ndarray, ...] = self.examples.tags
+        longest = max(map(len, tags))
+        targets = np.full((len(self), longest), IGNORED, np.int32)
+        for sentence, own in enumerate(tags):
+            targets[sentence, : len(own)] = own
+        row = np.repeat(np.arange(len(self.lengths)), self.lengths)
+        place = np.arange(len(row)) - encoded.offsets[row]
+        first = encoded.word >= 0
+        to = encoded.example[row[first]], encoded.word[first]
+        found = {}
+        for name, array in outcomes.items():
+            if array.ndim == 2:
+                words = np.zeros((len(self), longest), array.dtype)
+                words[to] = array[row[first], place[first]]
+                found[name] = words
+        return targets, found
+
+
+def make_text_splits(
+    wanted: Mapping[str, Examples], preprocess: TextPreprocess, config: DataConfig
+) -> dict[str, TextSplit]:
+    """Returns the splits with their texts cut into tokens.
+
+    Args:
+      wanted: name -> texts, or sentences of tagged words.
+      preprocess: of the network.
+      config: of the data.
+
+    Raises:
+      InputError: `max_length` leaves no room for a token, or a text that the tokenizer cannot read.
+    """
+    tokenizer = Tokenizer.of(preprocess.content)
+    return {
+        name: TextSplit(
+            examples,
+            preprocess,
+            _encode(tokenizer, examples, preprocess, config),
+            _buckets(config, preprocess.max_length),
+            config.long_texts == "split",
+        )
+        for name, examples in wanted.items()
+    }
+
+
+def text_fingerprint(examples: Examples, preprocess: TextPreprocess, config: DataConfig) -> str:
+    """Returns what identifies a split's inputs, without cutting its texts into tokens."""
+    how = dataclasses.asdict(preprocess) | {
+        "content": "",
+        "long": [config.long_texts, config.stride],
+    }
+    what = [examples.fingerprint, how, _buckets(config, preprocess.max_length)]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def typical_length(examples: Examples, preprocess: TextPreprocess, config: DataConfig) -> int:
+    """Returns how many tokens texts have on average, of up to LOOKED_AT of them, evenly spaced. Raises as `make_text_splits`."""
+    chosen = np.unique(np.linspace(0, len(examples) - 1, LOOKED_AT).round().astype(int))
+    some = Subset(examples, chosen)
+    encoded = _encode(Tokenizer.of(preprocess.content), some, preprocess, config)
+    return -(-int(encoded.offsets[-1]) // max(len(encoded.offsets) - 1, 1))
+
+
+def _encode(
+    tokenizer: Tokenizer, examples: Any, preprocess: TextPreprocess, config: DataConfig
+) -> Encoded:
+    options: dict[str, Any] = {
+        "max_length": preprocess.max_length,
+        "stride": config.stride,
+        "split_long": config.long_texts == "split",
+    }
+    if hasattr(examples, "tags"):
+        return tokenizer.encode_words(examples.words, **options)
+    texts = [examples.text(index) for index in range(len(examples))]
+    pairs = [text[1] for text in texts] if texts and len(texts[0]) == 2 else None
+    return tokenizer.encode([text[0] for text in texts], pairs, **options)
+
+
+def _buckets(config: DataConfig, max_length: int) -> tuple[int, ...]:
+    given = config.length_buckets or BUCKETS
+    if any(bucket < 1 for bucket in given):
+        raise InputError(f"data.length_buckets={','.join(map(str, given))}: lengths are at least 1")
+    shorter = sorted({bucket for bucket in given if bucket < max_length})
+    return (*shorter, max_length)

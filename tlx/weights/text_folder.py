@@ -1,0 +1,219 @@
+"""The folder that a text model is published in: config.json, weights and tokenizer, here or in a repository of the hub."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tlx import models
+from tlx.config import nearest
+from tlx.data.tokenizer import Tokenizer, open_tokenizer
+from tlx.errors import InputError, InputFileNotFoundError
+from tlx.weights.meta import TextPreprocess, WeightsMeta
+
+CONFIG = "config.json"
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
+TOKENIZERS = (  # each with what it needs beside it; the first that is there
+    ("tokenizer.json",),
+    ("vocab.txt",),
+    ("vocab.json", "merges.txt"),
+    ("spm.model",),
+    ("sentencepiece.bpe.model",),
+)
+BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # read where they are there
+
+# Fields of config.json that say what a network was trained for and by which release, not what it is.
+_NOT_SIZES = frozenset(
+    "id2label label2id architectures problem_type transformers_version _name_or_path torch_dtype dtype num_labels "
+    "finetuning_task use_cache _num_labels".split()
+)
+_MOST = 2**24  # bytes of a config.json
+_LONGEST = 2**16  # tokens, of networks that set no limit
+_SPARE = 256  # rows of an embedding beyond the vocabulary, as multiples of 64 have them
+_HUB = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextFolder:
+    """A folder whose config.json and tokenizer were read; the weights were not."""
+
+    name: str  # of the architecture
+    path: Path
+    config: dict[str, Any]
+    weights: Path
+    tokenizer: Tokenizer
+    source: str  # hub:OWNER/NAME, or ""
+    revision: str
+
+    def meta(self, arrays: Mapping[str, np.ndarray] | None = None) -> WeightsMeta:
+        """Returns the facts of the network.
+
+        Args:
+          arrays: the file's values by their paths here; None: it was not opened.
+
+        Raises:
+          InputError: the tokenizer is another model's, or config.json describes no network of this family.
+        """
+        family = models.family(self.name)
+        sizes = {name: value for name, value in self.config.items() if name not in _NOT_SIZES}
+        kinds = " ".join(map(str, self.config.get("architectures") or ()))
+        per_token = "ForTokenClassification" in kinds
+        if arrays is not None and self.name == "bert" and "pooler.dense.kernel" not in arrays:
+            sizes["tlx_pooler"] = False
+        vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
+        _check_tokenizer(self, vocabulary, pad_id)
+        return WeightsMeta(
+            architecture=self.name,
+            preprocess=TextPreprocess(
+                max_length=longest or _LONGEST,
+                tokenizer=self.tokenizer.digest,
+                pad_id=pad_id,
+                segments=segments,
+                content=self.tokenizer.content,
+            ),
+            class_names=_class_names(self.path, self.config),
+            classifier="classifier",
+            source=self.source,
+            revision=self.revision,
+            config=json.dumps(sizes, sort_keys=True),
+            per_token=per_token,
+        )
+
+
+def open_folder(name: str, weights: str) -> TextFolder:
+    """Returns the folder of a text model's weights: a path of it, of its weights file, or OWNER/NAME on the hub.
+
+    Raises:
+      InputFileNotFoundError: there is no such folder, or it lacks a file; what is there is named.
+      InputError: config.json is damaged or of another family, or the tokenizer is damaged.
+    """
+    path, source, revision = _located(name, weights)
+    folder = path if path.is_dir() else path.parent
+    config = _read_config(folder)
+    _check_type(name, folder, config)
+    if path.is_dir():
+        path = next((path / file for file in WEIGHTS if (path / file).is_file()), path)
+        if path == folder:
+            raise InputFileNotFoundError(
+                f"{folder} has no weights ({' or '.join(WEIGHTS)}); {_there(folder)}"
+            )
+    return TextFolder(name, folder, config, path, open_tokenizer(folder), source, revision)
+
+
+def _located(name: str, weights: str) -> tuple[Path, str, str]:
+    """Returns the folder or the file of weights, and its place on the hub."""
+    try:
+        path = Path(weights).expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError):
+        path, there = Path(weights), False
+    if there:
+        return path, "", ""
+    if not _HUB.fullmatch(weights) or weights.startswith("."):
+        raise InputFileNotFoundError(
+            f"no weights {weights!r} for {name}: expected a folder with {CONFIG}, or OWNER/NAME of a repository of the hub"
+        )
+    folder, commit = _fetch(weights)
+    return folder, f"hub:{weights}", commit
+
+
+def _fetch(repository: str) -> tuple[Path, str]:
+    """Returns the folder that a repository's files are in, once all that is needed is there, and its commit."""
+    from tlx.weights.hub import fetch_from_hub  # its library is needed by nobody else
+
+    config, commit = fetch_from_hub(repository, CONFIG)
+
+    def fetched(file: str) -> bool:
+        try:
+            fetch_from_hub(repository, file, revision=commit)
+        except InputFileNotFoundError:
+            return False
+        return True
+
+    if not any(map(fetched, WEIGHTS)):
+        fetch_from_hub(repository, WEIGHTS[0], revision=commit)  # says why
+    for file in BESIDE:
+        fetched(file)
+    if not any(all(map(fetched, files)) for files in TOKENIZERS):
+        fetch_from_hub(repository, TOKENIZERS[0][0], revision=commit)
+    return config.parent, commit
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / CONFIG
+    if not path.is_file():
+        raise InputFileNotFoundError(
+            f"{folder} has no {CONFIG}, which says the sizes of the network; {_there(folder)}"
+        )
+    if path.stat().st_size > _MOST:
+        raise InputError(f"{path} is larger than {_MOST} bytes: it is no model's config")
+    try:
+        config = json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged: {str(error)[:100]}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{path} is damaged: expected an object")
+    return config
+
+
+def _check_type(name: str, folder: Path, config: Mapping[str, Any]) -> None:
+    expected = models.family(name).MODEL_TYPES[name]
+    found = str(config.get("model_type", expected))[:80]
+    if found == expected:
+        return
+    known = {
+        kind: other
+        for other in models.FAMILIES
+        if models.is_text(other)
+        for kind in (models.family(other).MODEL_TYPES[other],)
+    }
+    advice = f"; set model.name={known[found]}" if found in known else nearest(found, known)
+    raise InputError(f"{folder / CONFIG} is of a {found!r}, but the model is {name}{advice}")
+
+
+def _check_tokenizer(folder: TextFolder, vocabulary: int, pad_id: int) -> None:
+    """Raises InputError where the tokenizer's ids are not those of the embedding."""
+    own = folder.tokenizer.vocab_size
+    if not vocabulary - _SPARE <= own <= vocabulary:
+        raise InputError(
+            f"{folder.path}: the tokenizer has {own} tokens, but the network an embedding of {vocabulary}: they are of "
+            "different models"
+        )
+    found = folder.tokenizer.pad_id
+    if found is not None and found != pad_id:
+        raise InputError(
+            f"{folder.path}: the tokenizer pads with token {found}, but config.json says {pad_id}: they are of different models"
+        )
+
+
+def _class_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the names of `id2label`; () where they say nothing (LABEL_0)."""
+    table = config.get("id2label")
+    if not isinstance(table, dict) or not table:
+        return ()
+    try:
+        numbered = {int(number): str(label) for number, label in table.items()}
+        names = tuple(numbered[index] for index in range(len(numbered)))
+    except (ValueError, KeyError) as error:
+        raise InputError(
+            f"{folder / CONFIG}: id2label does not number its classes 0, 1, ..."
+        ) from error
+    if all(label == f"LABEL_{index}" for index, label in enumerate(names)):
+        return ()
+    if len(set(names)) != len(names):
+        raise InputError(f"{folder / CONFIG}: id2label has a class twice")
+    return names
+
+
+def _there(folder: Path) -> str:
+    try:
+        names = sorted(path.name for path in folder.iterdir())
+    except OSError:
+        names = []
+    return f"it has: {', '.join(names[:12])}" if names else "it is empty"
