@@ -66,11 +66,12 @@ class Feeds:
     def steps_per_call(self) -> int:
         """How many steps a call of the device has; several on accelerators that hold what every phase trains on."""
         given = self.setup.config.train.steps_per_call
-        if given > 1 and isinstance(self.setup.model.meta.preprocess, TextPreprocess):
-            if any(d.prefix is None or d.prefix.tokens for d in self.decisions):
-                raise InputError(
-                    f"train.steps_per_call is {given}, but batches of texts differ in length: leave it out"
-                )
+        texts = isinstance(self.setup.model.meta.preprocess, TextPreprocess)
+        lengths = any(one.prefix is None or one.prefix.tokens for one in self.decisions)
+        if given > 1 and texts and lengths:
+            raise InputError(
+                f"train.steps_per_call is {given}, but batches of texts differ in length: leave it out"
+            )
         if given:
             return given
         held = all(self._fits(decision) for decision in self.decisions)

@@ -15,6 +15,7 @@ from tlx.weights.files import safetensors_metadata
 from tlx.weights.meta import (
     PREPROCESS_CHOICES,
     ImagePreprocess,
+    Preprocess,
     TextPreprocess,
     WeightsMeta,
     preprocess_kind,
@@ -92,8 +93,10 @@ def _check_fields(kind: type, values: Any) -> None:
 
 
 def _fits(value: Any, kind: Any) -> bool:
-    if dataclasses.is_dataclass(kind):
+    if kind == Preprocess:
         return type(value) is dict
+    if kind is bool:
+        return type(value) is bool
     if typing.get_origin(kind) is tuple:  # of any length, of one type
         return type(value) is list and all(_fits(v, typing.get_args(kind)[0]) for v in value)
     if kind is str:
