@@ -1,6 +1,7 @@
 """From examples to batches `{inputs, targets, weight, index}` of fixed shape.
 
-Targets are int32 [B], or float32 [B, classes] of 0 and 1 where an example may have several labels.
+Targets are int32 [B]; float32 [B, classes] of 0 and 1 where an example may have several labels; float32 [B] of a
+regression.
 
 Training follows the sequence of `tlx.data.order`; evaluation goes once through a split and pads its last batch
 with rows of weight 0. Data that fits is decoded once into memory; the rest is decoded by grain as it is needed. Both give the
@@ -15,14 +16,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from tlx.config import DataConfig
 from tlx.data.order import indices
 from tlx.data.preprocess import canvas
-from tlx.data.source import Examples
+from tlx.data.source import Examples, PictureExamples
 from tlx.errors import InputError
 from tlx.weights.meta import ImagePreprocess
 
@@ -55,7 +56,7 @@ class Split:
 
     def row(self, index: int) -> np.ndarray:
         """Decodes one example: uint8 [S, S, C]. Raises InputError, naming it, where it cannot."""
-        picture = self.examples.image(index)
+        picture = cast(PictureExamples, self.examples).image(index)
         try:
             return canvas(picture, self.preprocess, size=self.size)
         except InputError as error:
@@ -180,9 +181,10 @@ def _batches(
 def _batch(split: Rows, index: np.ndarray, rows: np.ndarray, batch_size: int) -> Batch:
     padding = batch_size - len(index)
     labels = split.examples.labels[index]
+    is_number = labels.dtype.kind == "f"
     batch = {
         "inputs": rows,
-        "targets": labels.astype(np.float32 if labels.ndim == 2 else np.int32),
+        "targets": labels.astype(np.float32 if labels.ndim == 2 or is_number else np.int32),
         "weight": np.ones(len(index), np.float32),
         "index": index.astype(np.int32),
     }

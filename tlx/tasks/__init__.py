@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TASKS = {
     "classification": "tlx.tasks.classification",
     "multilabel": "tlx.tasks.multilabel",
+    "regression": "tlx.tasks.regression",
 }
 
 Batch = Any  # {inputs, targets, weight, index}, on the devices
@@ -63,7 +64,7 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """What the loop asks of a task: its loss and its metrics. The model owns the head."""
 
-    MULTI_HOT: bool  # targets are [B, classes] of 0 and 1, any number of labels for an example
+    TARGETS: str  # class: int32 [B] | multi_hot: [B, classes] of 0 and 1 | number: float32 [B]
 
     def metrics(self, num_classes: int) -> tuple[str, ...]:
         """Returns the metrics by which the best checkpoint may be chosen, the default one first."""
