@@ -53,8 +53,14 @@ class ModelConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    source: str = "digits"  # digits | folder | table | tfds:NAME | npz | conll
+    source: str = (
+        "digits"  # digits | folder | table | tfds:NAME | npz; of texts table | tfds:NAME | conll
+    )
     root: str = ""  # folder or file of the data; for tfds its data directory
+    text_column: str = ""  # of texts in a table or tfds; "": text, sentence, review ...
+    pair_column: str = ""  # of the second text of a pair; "": two usual ones, as sentence1 and sentence2, are a pair
+    # unless text_column is set
+    label_column: str = ""  # of a table, or of texts in tfds; "": label, class, target ...
     train_split: str = "train"  # tfds split expressions, as train[:90%]
     val_split: str = ""  # "": val_fraction of the training split
     test_split: str = "test"
@@ -154,7 +160,8 @@ class TrainConfig:
     epochs: float = 10.0
     steps: int = 0  # > 0 wins over epochs
     batch_size: int = 128  # over all devices
-    loss: str = "cross_entropy"  # cross_entropy | focal:GAMMA | bce (a sigmoid for each class)
+    loss: str = ""  # cross_entropy | focal:GAMMA | bce (a sigmoid for each class); of a regression mse | mae | huber;
+    # "": the first of these, for multilabel bce
     label_smoothing: float = 0.0
     class_weights: tuple[
         str, ...
@@ -178,7 +185,7 @@ class EvalConfig:
     )
     batch_size: int = 0  # 0: as in training
     metric: str = ""  # the validation metric by which the best checkpoint is chosen, as loss; "":
-    # accuracy, for multilabel mAP
+    # accuracy, for multilabel mAP, for regression spearman
     checkpoint: str = (
         "auto"  # mode=evaluate: auto (best where there is one, else last) | best | last
     )
@@ -214,10 +221,8 @@ class SoupConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
-    task: str = (
-        "classification"  # classification | multilabel: any number of labels for an example |
-    )
-    # tagging: a tag for each word
+    # classification | multilabel: any number of labels for an example | regression: a number | tagging: a tag for each word
+    task: str = "classification"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
     tune: TuneConfig = TuneConfig()
@@ -265,7 +270,22 @@ AUTO_FIELDS = (
 )
 
 # Task -> what selects the best checkpoint where `eval.metric` is not set.
-DEFAULT_METRICS = {"classification": "accuracy", "multilabel": "mAP", "tagging": "f1"}
+DEFAULT_METRICS = {
+    "classification": "accuracy",
+    "multilabel": "mAP",
+    "regression": "spearman",
+    "tagging": "f1",
+}
+
+# Task -> its loss where `train.loss` is not set.
+DEFAULT_LOSSES = {
+    "classification": "cross_entropy",
+    "multilabel": "bce",
+    "regression": "mse",
+    "tagging": "cross_entropy",
+}
+
+_LOWER_IS_BETTER = ("loss", "mse", "mae")
 
 CHOICES = {
     "model.head": ("auto", "keep", "new"),
@@ -551,14 +571,20 @@ def selecting_metric(config: Config) -> str:
     return config.eval.metric or DEFAULT_METRICS[config.task]
 
 
+def loss_of(config: Config) -> str:
+    """Returns `train.loss`, or where that is not set the task's default."""
+    return config.train.loss or DEFAULT_LOSSES[config.task]
+
+
 def sign_of(metric: str) -> float:
-    """Returns 1.0 for a metric of which a higher value is better, -1.0 for the loss."""
-    return -1.0 if metric == "loss" else 1.0
+    """Returns 1.0 for a metric of which a higher value is better, -1.0 for losses and errors."""
+    return -1.0 if metric in _LOWER_IS_BETTER else 1.0
 
 
 def _identity(config: Config) -> dict[str, Any]:
-    # A metric that is named is the same as one that is not, if it is the default.
-    leaves = flatten(dataclasses.asdict(config)) | {"eval.metric": selecting_metric(config)}
+    # A metric or loss that is named is the same as one that is not, if it is the default.
+    leaves = flatten(dataclasses.asdict(config))
+    leaves |= {"eval.metric": selecting_metric(config), "train.loss": loss_of(config)}
     others = NOT_IDENTITY if config.soup.runs else NOT_IDENTITY | _SOUP
     return {name: value for name, value in leaves.items() if name not in others}
 

@@ -200,7 +200,7 @@ def prepare(
         _check_batches(config, mesh)
     name, tag = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
-    splits = load_splits(config.data, config.seed, training=training, multi_hot=task.MULTI_HOT)
+    splits = load_splits(config.data, config.seed, training=training, targets=task.TARGETS)
     count = len(splits.class_names)
     metrics = task.metrics(count)
     metric = selecting_metric(config)

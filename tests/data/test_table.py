@@ -18,14 +18,14 @@ from tlx.weights.meta import ImagePreprocess
 def read(
     root: Path | str,
     *,
-    multi_hot: bool = False,
+    targets: str = "class",
     training: bool = True,
     source: str = "table",
     **config: Any,
 ) -> Splits:
     fields = {f"data.{key}": value for key, value in config.items()}
     built = build({"data.source": source, "data.root": str(root)}, fields)
-    return load_splits(built.data, 0, training=training, multi_hot=multi_hot)
+    return load_splits(built.data, 0, training=training, targets=targets)
 
 
 def pictures(root: Path, *names: str) -> Path:
@@ -374,7 +374,7 @@ def test_several_labels(tmp_path: Path) -> None:
     lists = {"a": ["cat", "dog"], "b": [], "c": "dog", "d": ["cat", "eel"]}
     lines = "\n".join(json.dumps({"path": p, "labels": v}) for p, v in lists.items())
     for table in (several(tmp_path), written(tmp_path / "x.jsonl", lines)):
-        splits = read(table, multi_hot=True, test_fraction=1, training=False)
+        splits = read(table, targets="multi_hot", test_fraction=1, training=False)
         assert splits.class_names == ("cat", "dog", "eel") and splits.test
         assert splits.test.labels.dtype == np.uint8
         assert labels_by_name(splits) == expected
@@ -388,7 +388,7 @@ def test_several_labels(tmp_path: Path) -> None:
 
 
 def test_several_labels_that_are_one_each_are_mentioned(tmp_path: Path) -> None:
-    splits = read(ten(tmp_path), multi_hot=True)
+    splits = read(ten(tmp_path), targets="multi_hot")
     assert splits.notes[0].startswith("no picture has several labels (they are written cat|dog)")
     assert splits.train and splits.train.labels.sum(axis=1).tolist() == [1] * 8
 
@@ -396,19 +396,19 @@ def test_several_labels_that_are_one_each_are_mentioned(tmp_path: Path) -> None:
 def test_one_class_will_do_where_there_may_be_none(tmp_path: Path) -> None:
     pictures(tmp_path, *"abcd")
     table = written(tmp_path / "x.csv", "path,labels\na,cat\nb,\nc,cat\nd,\n")
-    splits = read(table, multi_hot=True, test_fraction=0.5)
+    splits = read(table, targets="multi_hot", test_fraction=0.5)
     assert splits.train and splits.test and splits.class_names == ("cat",)
     assert splits.train.labels.tolist() in ([[1], [0]], [[0], [1]])
     table.write_text("path,labels\na,\nb,\n")
     with pytest.raises(InputError, match="at least 1 is needed"):
-        read(table, multi_hot=True)
+        read(table, targets="multi_hot")
 
 
 def test_several_labels_of_a_picture_stand_in_one_row(tmp_path: Path) -> None:
     pictures(tmp_path, "a")
     table = written(tmp_path / "x.csv", "path,label\na,cat\na,dog\n")
     with pytest.raises(InputError, match=r"line 3: 'a' is already in line 2; .* cat\|dog"):
-        read(table, multi_hot=True)
+        read(table, targets="multi_hot")
 
 
 def test_splits_of_several_labels(tmp_path: Path) -> None:
@@ -419,13 +419,13 @@ def test_splits_of_several_labels(tmp_path: Path) -> None:
         for i, name in enumerate(names)
     ]
     table = written(tmp_path / "x.csv", "\n".join(["path,labels", *rows]))
-    splits = read(table, multi_hot=True, test_fraction=0.25, val_fraction=0.2)
+    splits = read(table, targets="multi_hot", test_fraction=0.25, val_fraction=0.2)
     assert splits.train and splits.val and splits.test
     assert [len(part) for part in splits.given().values()] == [24, 6, 10]
     totals = np.array([20, 14, 8])
     for part, share in ((splits.train, 0.6), (splits.val, 0.15), (splits.test, 0.25)):
         assert (np.abs(part.labels.sum(axis=0) - share * totals) <= 1).all()
-    few = read(table, multi_hot=True, labels_per_class=4)
+    few = read(table, targets="multi_hot", labels_per_class=4)
     assert few.train and (few.train.labels.sum(axis=0) >= 4).all()
     assert 4 <= len(few.train) <= 12
 
@@ -434,7 +434,7 @@ def test_skipping_every_picture_of_a_label_is_an_error(tmp_path: Path) -> None:
     table = several(tmp_path)
     written(tmp_path / "d", b"")
     with pytest.raises(InputError, match=r"every picture of class 'eel' in the train split"):
-        read(table, multi_hot=True, on_bad_image="skip")
+        read(table, targets="multi_hot", on_bad_image="skip")
 
 
 @pytest.mark.parametrize("source", ["folder", "digits", "npz", "tfds:mnist"])
@@ -442,4 +442,4 @@ def test_sources_of_one_label_say_what_to_use_for_several(tmp_path: Path, source
     with pytest.raises(
         InputError, match=r"use data\.source=table .* path,labels and rows as .*cat\|dog"
     ):
-        read(tmp_path, multi_hot=True, source=source)
+        read(tmp_path, targets="multi_hot", source=source)

@@ -17,15 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from tlx.config import nearest
-from tlx.data.split import digest
+from tlx.data.split import View, digest
 from tlx.errors import InputError
 from tlx.weights.labels import imagenet1k
 from tlx.weights.meta import WeightsMeta
 
 if TYPE_CHECKING:
-    from PIL import Image
-
-    from tlx.data.source import Examples, Splits
+    from tlx.data.source import Splits
 
 AUTO = "auto"
 
@@ -103,10 +101,10 @@ def network_synsets(meta: WeightsMeta) -> tuple[str, ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class Renamed:
-    """The same examples with other class names in another order; itself an `Examples`."""
+class Renamed(View):
+    """The same examples with other class names in another order; itself an `Examples`, of the same kind."""
 
-    examples: Examples
+    examples: Any  # of one of the kinds in tlx.data.source
     order: np.ndarray  # int32 [classes]: the new label of each old one
     class_names: tuple[str, ...]
 
@@ -118,11 +116,12 @@ class Renamed:
     def __len__(self) -> int:
         return len(self.examples)
 
-    def image(self, index: int) -> Image.Image | np.ndarray:
-        return self.examples.image(index)
+    @functools.cached_property
+    def tags(self) -> tuple[np.ndarray, ...]:
+        return tuple(self.order[tags] for tags in self.examples.tags)
 
-    def name(self, index: int) -> str:
-        return self.examples.name(index)
+    def at(self, index: int) -> int:
+        return index
 
     @functools.cached_property
     def fingerprint(self) -> str:

@@ -23,7 +23,7 @@ _SPLITS = ("train", "val", "test")
 
 @dataclasses.dataclass(frozen=True)
 class ArrayExamples:
-    """Pictures held as one uint8 array [N, H, W] or [N, H, W, C]; itself an `Examples`."""
+    """Pictures held as one uint8 array [N, H, W] or [N, H, W, C]; itself `PictureExamples`."""
 
     images: np.ndarray
     labels: np.ndarray  # int32 [N]

@@ -27,12 +27,12 @@ SPLIT_NAMES = {
 
 @dataclasses.dataclass(frozen=True)
 class PictureFiles:
-    """Picture files, decoded when asked for; itself an `Examples`."""
+    """Picture files, decoded when asked for; itself `PictureExamples`."""
 
     root: Path  # of the split
     files: tuple[str, ...]  # relative to root, with forward slashes, or absolute
     sizes: np.ndarray  # int64 [N], bytes
-    labels: np.ndarray  # int32 [N], or uint8 [N, classes] of 0 and 1
+    labels: np.ndarray  # int32 [N], uint8 [N, classes] of 0 and 1, or float32 [N]
     class_names: tuple[str, ...]
 
     def __len__(self) -> int:
@@ -47,7 +47,8 @@ class PictureFiles:
     @functools.cached_property
     def fingerprint(self) -> str:
         names = "\0".join((*self.class_names, "", *self.files)).encode("utf-8", "surrogateescape")
-        numbers = self.sizes.astype("<i8").tobytes() + self.labels.astype("<i4").tobytes()
+        kind = "<f4" if self.labels.dtype.kind == "f" else "<i4"
+        numbers = self.sizes.astype("<i8").tobytes() + self.labels.astype(kind).tobytes()
         return digest((names, numbers))
 
 

@@ -1,7 +1,8 @@
 """From examples to batches `{inputs, targets, weight, index}` of fixed shape.
 
-Inputs are uint8 pictures [B, S, S, C], or for texts a dict of int32 [B, T] (tlx/data/text_batches.py). Targets are int32 [B],
-float32 [B, classes] of 0 and 1 where an example may have several labels, or int32 [B, T] for tagged words.
+Inputs are uint8 pictures [B, S, S, C], or for texts a dict of int32 [B, T] (tlx/data/text_batches.py). Targets are int32 [B];
+float32 [B, classes] of 0 and 1 where an example may have several labels; float32 [B] of a regression; int32 [B, T] for tagged
+words.
 
 Training follows the sequence of `tlx.data.order`; evaluation goes once through a split and pads its last batch
 with rows of weight 0. Data that fits is decoded once into memory; the rest is decoded by grain as it is needed. Both give the
@@ -16,14 +17,14 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 
 from tlx.config import DataConfig
 from tlx.data.order import indices
 from tlx.data.preprocess import canvas
-from tlx.data.source import Examples
+from tlx.data.source import Examples, PictureExamples
 from tlx.errors import InputError
 from tlx.weights.meta import ImagePreprocess
 
@@ -56,7 +57,7 @@ class Split:
 
     def row(self, index: int) -> np.ndarray:
         """Decodes one example: uint8 [S, S, C]. Raises InputError, naming it, where it cannot."""
-        picture = self.examples.image(index)
+        picture = cast(PictureExamples, self.examples).image(index)
         try:
             return canvas(picture, self.preprocess, size=self.size)
         except InputError as error:

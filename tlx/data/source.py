@@ -7,17 +7,16 @@ held-out split only.
 
 from __future__ import annotations
 
-import concurrent.futures
 import dataclasses
-import functools
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from tlx.config import DataConfig, nearest
-from tlx.data.split import Subset, few_per_class, occurring, stratified
+from tlx.config import DataConfig
+from tlx.data.broken_pictures import without_broken
+from tlx.data.source_choice import CLASSES, check_source, loader
+from tlx.data.split import Subset, drawn, few_per_class, occurring, stratified
 from tlx.errors import InputError
 
 if TYPE_CHECKING:
@@ -27,14 +26,18 @@ DEFAULT_TEST_FRACTION = 0.2
 
 
 class Examples(Protocol):
-    """Random access to the labelled pictures of one split. Implementations can be pickled."""
+    """Random access to the labelled examples of one split. Implementations can be pickled.
+
+    What an example is, the protocols below say.
+    """
 
     @property
     def class_names(self) -> tuple[str, ...]: ...
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N], or uint8 [N, classes] of 0 and 1 where an example may have several labels.
+        """int32 [N]; uint8 [N, classes] of 0 and 1 where an example may have several labels; or float32 [N] of a
+        regression.
 
         Known without decoding a picture.
         """
@@ -47,6 +50,14 @@ class Examples(Protocol):
 
     def __len__(self) -> int: ...
 
+    def name(self, index: int) -> str:
+        """Returns what a report calls the example: a path, or `test[17]`."""
+        ...
+
+
+class PictureExamples(Examples, Protocol):
+    """Labelled pictures."""
+
     def image(self, index: int) -> Image.Image | np.ndarray:
         """Returns the picture as RGB, upright; InputError, naming it, where it is broken.
 
@@ -54,8 +65,26 @@ class Examples(Protocol):
         """
         ...
 
-    def name(self, index: int) -> str:
-        """Returns what a report calls the example: a path, or `test[17]`."""
+
+class TextExamples(Examples, Protocol):
+    """Labelled texts, or pairs of them."""
+
+    def text(self, index: int) -> tuple[str, ...]:
+        """Returns the example's text, or the two of its pair; neither is empty."""
+        ...
+
+
+class TaggedExamples(Examples, Protocol):
+    """Sentences with a tag for each word."""
+
+    @property
+    def words(self) -> tuple[tuple[str, ...], ...]:
+        """The words of each sentence."""
+        ...
+
+    @property
+    def tags(self) -> tuple[np.ndarray, ...]:
+        """int32 [words] of each sentence, into the class names."""
         ...
 
 
@@ -88,67 +117,46 @@ class Splits:
 
 
 def load_splits(
-    config: DataConfig, seed: int, *, training: bool = True, multi_hot: bool = False
+    config: DataConfig,
+    seed: int,
+    *,
+    training: bool = True,
+    targets: str = "class",
+    modality: str = "image",
 ) -> Splits:
     """Opens `config.source` and arranges its examples as training, validation and test.
 
     A split that the source has is used. A missing test split is carved from training with
-    `test_fraction`, a missing validation split with `val_fraction`, both stratified by class and
-    drawn with the seed. `labels_per_class` is the whole budget of labels: it is applied before
-    `val_fraction`; for the source `digits` everything it does not keep is test.
+    `test_fraction`, a missing validation split with `val_fraction`, both stratified by class where
+    there are classes, and drawn with the seed. `labels_per_class` is the whole budget of labels: it
+    is applied before `val_fraction`; for the source `digits` everything it does not keep is test.
 
     Args:
       config: which data.
       seed: of the run.
       training: False: only the held-out split is returned; the others are neither needed nor read
         where the source itself has that one.
-      multi_hot: the task takes several labels for each example, or none: labels are [N, classes].
+      targets: what the task takes: class, one label for each example; multi_hot, any number of them,
+        labels are [N, classes]; number, float32 [N] without classes; tags, one for each word.
+      modality: what the network reads, image or text.
 
     Raises:
-      InputError: unknown source, or one without several labels; broken or inconsistent data, labels
-        out of range, a split left empty.
+      InputError: unknown source, or one without such examples or labels; broken or inconsistent data,
+        labels out of range, a split left empty.
     """
     kind, _, name = config.source.partition(":")
-    sources = _sources(multi_hot)
-    if kind not in sources:
-        raise InputError(
-            f"config.data.source is {config.source!r}, expected one of conll, digits, folder, "
-            "npz, table, tfds:NAME"
-            f"{nearest(kind, sources)}"
-        )
-    if multi_hot and kind != "table":
-        raise InputError(
-            f"config.data.source is {config.source!r}, which has one label for each example, but the "
-            "task takes several: use data.source=table with data.root=FILE.csv, a header path,labels "
-            "and rows as a.jpg,cat|dog"
-        )
-    if kind != "tfds":
-        _refuse_tfds_fields(config, name)
-    splits = sources[kind](config, name, training)
+    check_source(config, targets, modality)
+    splits = loader(kind, targets, modality)(config, name, training)
     if not training and (splits.test is not None or splits.train is None):
         splits = splits.held_out()
-    _check_labels(splits)
+    _check_labels(splits, targets)
     if config.on_bad_image == "skip":
-        splits = _without_broken(splits)
-    splits = _arrange(splits, config, seed, training, rest_is_test=kind == "digits")
+        splits = without_broken(splits, targets)
+    splits = _arrange(splits, config, seed, training, targets, rest_is_test=kind == "digits")
     for split, examples in splits.given().items():
         if not len(examples):
             raise InputError(f"data source {config.source}: the {split} split has no examples")
     return splits
-
-
-def _sources(multi_hot: bool) -> dict[str, Callable[[DataConfig, str, bool], Splits]]:
-    # Imported here, because each of these modules needs Splits.
-    from tlx.data import conll, digits, folder, npz, table, tfds
-
-    return {
-        "conll": conll.load,
-        "digits": digits.load,
-        "folder": folder.load,
-        "npz": npz.load,
-        "table": functools.partial(table.load, multi_hot=multi_hot),
-        "tfds": tfds.load,
-    }
 
 
 def given_splits(
@@ -159,12 +167,14 @@ def given_splits(
     It is the only data that training did not see, and nothing is ever selected on a test split.
 
     Args:
-      parts: train, and val, test or both.
+      parts: train, and val, test or both; or without train the held-out one.
       notes: what the user is told.
       kind: what such a split is called, as "folder".
       val: how the user calls the validation split.
     """
     test, rest = parts.get("test"), parts.get("val")
+    if "train" not in parts:
+        return Splits(None, test=rest if test is None else test, notes=tuple(notes))
     if test is None and rest is not None:
         test, rest = rest, None
         notes = [
@@ -175,48 +185,46 @@ def given_splits(
     return Splits(parts["train"], rest, test, tuple(notes))
 
 
-def _refuse_tfds_fields(config: DataConfig, name: str) -> None:
-    if name:
-        raise InputError(
-            f"config.data.source is {config.source!r}: only tfds takes a name after the colon; "
-            "the folder or file goes into config.data.root"
-        )
-    for field in ("train_split", "val_split", "test_split"):
-        if getattr(config, field) != getattr(DataConfig(), field):
-            raise InputError(
-                f"config.data.{field} is {getattr(config, field)!r}, but only tfds sources have "
-                f"split expressions, not {config.source!r}"
-            )
-
-
-def _check_labels(splits: Splits) -> None:
+def _check_labels(splits: Splits, targets: str) -> None:
     names = splits.class_names
-    multi_hot = next(iter(splits.given().values())).labels.ndim == 2
-    needed = 1 if multi_hot else 2
-    if len(names) < needed:
-        raise InputError(
-            f"the data has {len(names)} class(es) {list(names)}; at least {needed} "
-            f"{'is' if multi_hot else 'are'} needed"
-        )
     for split, examples in splits.given().items():
         if examples.class_names != names:
             raise InputError(f"the {split} split's class names differ from the other splits'")
-        if multi_hot:
+    needed = {"class": 2, "multi_hot": 1}.get(targets, 0)
+    if len(names) < needed:
+        raise InputError(
+            f"the data has {len(names)} class(es) {list(names)}; at least {needed} "
+            f"{'is' if needed == 1 else 'are'} needed"
+        )
+    for split, examples in splits.given().items():
+        if targets == "class":
+            _check_range(split, examples)
+        elif targets == "multi_hot":
             assert examples.labels.shape == (len(examples), len(names)), examples.labels.shape
             assert np.isin(examples.labels, (0, 1)).all()
-            continue
-        wrong = np.flatnonzero((examples.labels < 0) | (examples.labels >= len(names)))
-        if len(wrong):
-            raise InputError(
-                f"{examples.name(int(wrong[0]))}: label {examples.labels[wrong[0]]} is outside "
-                f"0..{len(names) - 1} ({len(names)} classes); {len(wrong)} example(s) of the "
-                f"{split} "
-                "split are"
-            )
+        elif targets == "number":
+            assert examples.labels.dtype == np.float32, examples.labels.dtype
+            assert np.isfinite(examples.labels).all()
+
+
+def _check_range(split: str, examples: Examples) -> None:
+    labels, count = examples.labels, len(examples.class_names)
+    wrong = np.flatnonzero((labels < 0) | (labels >= count))
+    if len(wrong):
+        raise InputError(
+            f"{examples.name(int(wrong[0]))}: label {labels[wrong[0]]} is outside "
+            f"0..{count - 1} ({count} classes); {len(wrong)} example(s) of the {split} split are"
+        )
 
 
 def _arrange(
-    splits: Splits, config: DataConfig, seed: int, training: bool, *, rest_is_test: bool
+    splits: Splits,
+    config: DataConfig,
+    seed: int,
+    training: bool,
+    targets: str,
+    *,
+    rest_is_test: bool,
 ) -> Splits:
     train, val, test = splits.train, splits.val, splits.test
     if train is None:
@@ -238,10 +246,11 @@ def _arrange(
         return dataclasses.replace(splits, train=None, val=None, test=train, notes=tuple(notes))
     elif test is None:
         fraction = config.test_fraction or DEFAULT_TEST_FRACTION
-        train, test = _carve(train, fraction, seed, "test")
+        train, test = _carve(train, fraction, seed, "test", targets)
+        how = "stratified by class" if targets in CLASSES else "drawn"
         notes.append(
             f"no test split given: {len(test)} examples ({fraction:g} of the data) are held out as "
-            f"test, stratified by class, seed {seed}"
+            f"test, {how}, seed {seed}"
         )
     elif config.test_fraction:
         notes.append("data.test_fraction is not used: the data has a test split")
@@ -249,10 +258,11 @@ def _arrange(
         kept, _ = few_per_class(train.labels, few, train.class_names, seed=seed)
         train = Subset(train, kept)
     if val is None and config.val_fraction:
-        train, val = _carve(train, config.val_fraction, seed, "val")
+        train, val = _carve(train, config.val_fraction, seed, "val", targets)
     elif config.val_fraction:
         notes.append("data.val_fraction is not used: the data has a validation split")
-    missing = sorted(set(range(len(train.class_names))) - occurring(train.labels))
+    there = occurring(train.labels) if targets in CLASSES else set(range(len(train.class_names)))
+    missing = sorted(set(range(len(train.class_names))) - there)
     if missing:
         shown = ", ".join(repr(train.class_names[label]) for label in missing[:10])
         notes.append(f"{len(missing)} class(es) have no training example: {shown}")
@@ -260,45 +270,19 @@ def _arrange(
     return arranged if training else arranged.held_out()
 
 
-def _carve(examples: Examples, fraction: float, seed: int, purpose: str) -> tuple[Subset, Subset]:
-    kept, held = stratified(examples.labels, fraction, seed=seed, purpose=purpose)
+def _carve(
+    examples: Examples, fraction: float, seed: int, purpose: str, targets: str
+) -> tuple[Subset, Subset]:
+    if targets in CLASSES:
+        kept, held = stratified(examples.labels, fraction, seed=seed, purpose=purpose)
+        of = f" in {len(examples.class_names)} classes"
+        why = " (every class keeps an example to train on)"
+    else:
+        kept, held = drawn(len(examples), fraction, seed=seed, purpose=purpose)
+        of = why = ""
     if not len(held):
         raise InputError(
-            f"config.data.{purpose}_fraction={fraction:g} of {len(examples)} training examples in "
-            f"{len(examples.class_names)} classes leaves nothing for {purpose} (every class keeps "
-            "an "
-            "example to train on); give a larger fraction or more examples"
+            f"config.data.{purpose}_fraction={fraction:g} of {len(examples)} training examples{of} "
+            f"leaves nothing for {purpose}{why}; give a larger fraction or more examples"
         )
     return Subset(examples, kept), Subset(examples, held)
-
-
-def _without_broken(splits: Splits) -> Splits:
-    skipped: list[str] = []
-    good: dict[str, Any] = {}
-    for split, examples in splits.given().items():
-        reasons = broken_images(examples)
-        skipped += reasons.values()
-        keep = np.setdiff1d(np.arange(len(examples)), list(reasons))
-        lost = sorted(occurring(examples.labels) - occurring(examples.labels[keep]))
-        if lost:
-            raise InputError(
-                f"every picture of class {examples.class_names[lost[0]]!r} in the {split} split is "
-                f"broken, the first: {next(iter(reasons.values()))}"
-            )
-        good[split] = Subset(examples, keep) if reasons else examples
-    return dataclasses.replace(splits, **good, skipped=tuple(skipped))
-
-
-def broken_images(examples: Examples) -> dict[int, str]:
-    """Decodes every picture, in threads, and returns index -> what is wrong for those that fail."""
-
-    def problem(index: int) -> str:
-        try:
-            examples.image(index)
-        except InputError as error:
-            return str(error)
-        return ""
-
-    with concurrent.futures.ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        problems = list(pool.map(problem, range(len(examples))))
-    return {index: text for index, text in enumerate(problems) if text}

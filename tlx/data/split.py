@@ -1,6 +1,7 @@
-"""Carving one set of examples into several, by class and by seed, without looking at a picture.
+"""Carving one set of examples into several, by class and by seed, without looking at an example.
 
-Labels are int [N], one class for each example, or uint8 [N, classes] of 0 and 1, any number of them.
+Labels are int [N], one class for each example, or uint8 [N, classes] of 0 and 1, any number of them;
+what has no classes is drawn by the seed alone.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import hashlib
 import heapq
 import zlib
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,9 +24,39 @@ if TYPE_CHECKING:
     from tlx.data.source import Examples
 
 
+class View:
+    """Examples that are others', in another place: what an example is made of is forwarded, whatever it is."""
+
+    examples: Any  # of one of the kinds in tlx.data.source
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def at(self, index: int) -> int:
+        """Returns the place among the others."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        return self.examples.name(self.at(index))
+
+    def image(self, index: int) -> Image.Image | np.ndarray:
+        return self.examples.image(self.at(index))
+
+    def text(self, index: int) -> tuple[str, ...]:
+        return self.examples.text(self.at(index))
+
+    @functools.cached_property
+    def words(self) -> tuple[tuple[str, ...], ...]:
+        return tuple(self.examples.words[self.at(index)] for index in range(len(self)))
+
+    @functools.cached_property
+    def tags(self) -> tuple[np.ndarray, ...]:
+        return tuple(self.examples.tags[self.at(index)] for index in range(len(self)))
+
+
 @dataclasses.dataclass(frozen=True)
-class Subset:
-    """The examples at `indices`, in that order; itself an `Examples`."""
+class Subset(View):
+    """The examples at `indices`, in that order; itself an `Examples`, of the same kind."""
 
     examples: Examples
     indices: np.ndarray  # int64 [N]
@@ -41,11 +72,8 @@ class Subset:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def image(self, index: int) -> Image.Image | np.ndarray:
-        return self.examples.image(int(self.indices[index]))
-
-    def name(self, index: int) -> str:
-        return self.examples.name(int(self.indices[index]))
+    def at(self, index: int) -> int:
+        return int(self.indices[index])
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -94,6 +122,11 @@ def stratified(
     ]
     out = np.sort(np.concatenate(held)) if held else np.zeros(0, np.int64)
     return np.setdiff1d(np.arange(len(labels)), out), out
+
+
+def drawn(count: int, fraction: float, *, seed: int, purpose: str) -> tuple[np.ndarray, np.ndarray]:
+    """Splits `count` examples that have no classes; arguments and what is returned as for `stratified`."""
+    return stratified(np.zeros(count, np.int32), fraction, seed=seed, purpose=purpose)
 
 
 def few_per_class(

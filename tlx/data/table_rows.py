@@ -1,89 +1,110 @@
-"""The rows of an image table: CSV, TSV or JSONL, to paths, labels and splits, each with its line."""
+"""The rows of a table, CSV, TSV or JSONL: each a record of what its columns are for, with its line."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import functools
 import io
 import json
 import re
-import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tlx.config import nearest
-from tlx.data.picture_files import SPLIT_NAMES, printable
+from tlx.data.picture_files import printable
+from tlx.data.table_columns import shown
 from tlx.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
-SEPARATOR = "|"  # between the labels of one picture in a CSV; the others may delimit its columns
 
-# What a column may be called, without regard to case, spaces and underscores.
-_COLUMNS = {
-    "path": ("path", "file", "filename", "image"),
-    "label": ("label", "labels", "class", "target"),
-    "split": ("split",),
-}
-_NEEDED = ("path", "label")
 _DELIMITERS = (",", "\t", ";")
-_SHOWN = 80  # characters of a value in an error
+_LONGEST = 131_072  # characters of a field that is no text: more means that a quote never closed
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One picture of a table."""
+class Record:
+    """One row of a table."""
 
     table: Path
     line: int  # where the row begins; the first line is 1
-    path: str  # as it is written
-    labels: tuple[str, ...]
-    split: str  # train, val or test; "" where the table has no such column
+    values: Mapping[str, Any]  # by role: strings, in a JSONL whatever JSON has
+    split: str = ""  # train, val or test; "" where nothing says it
 
     @property
     def where(self) -> str:
         """What an error begins with."""
         return _where(self.table, self.line)
 
+    @property
+    def is_json(self) -> bool:
+        """Whether its values have types of their own."""
+        return self.table.suffix.lower() == ".jsonl"
 
-def read_rows(table: Path) -> list[Row]:
+    def string(self, role: str) -> str:
+        """Returns a value that must be text, as it is written. Raises InputError where it is not, or is empty."""
+        value = self.values[role]
+        if not isinstance(value, str):
+            raise InputError(f"{self.where}: the {role} is {shown(str(value))}, expected a string")
+        if not value.strip():
+            raise InputError(f"{self.where}: the {role} is empty")
+        return value
+
+
+@dataclasses.dataclass(frozen=True)
+class Schema:
+    """What is looked for in a table."""
+
+    header: str  # an example of one, for errors: path,label
+    find: Callable[[tuple[str, ...]], dict[str, int]]  # columns -> role -> index; or InputError
+    texts: bool = False  # fields may be long, and in a TSV have quotes that mean nothing
+
+
+def read_records(table: Path, schema: Schema) -> list[Record]:
     """Reads a whole table.
 
     A CSV has a header line; its delimiter is whichever of comma, tab and semicolon makes the header
-    name a path and a label. Quotes are as in RFC 4180, spaces after a delimiter and around a label
-    are dropped, several labels stand in one field, as `cat|dog`. A JSONL has one object on each
-    line, the labels as a string, a whole number or a list of them. Blank lines are passed over, as
-    are columns of other names.
+    one in which the schema finds its columns. Quotes are as in RFC 4180, spaces after a delimiter
+    are dropped. A JSONL has one object on each line. Blank lines are passed over, as are columns
+    that the schema does not look for.
+
+    Where the schema is of texts, the quotes of a .tsv are often part of the texts (GLUE's are
+    written so). They are taken literally if each line then has as many fields as the header,
+    unless quoting shows: the header has it, or all fields that begin with a quote are quoted as in
+    RFC 4180 and one has a doubled quote inside.
 
     Raises:
       InputError: names the line: not UTF-8, broken quotes or JSON, a row of another length than the
-        header, no such columns, an empty path, a label that is empty, twice in a row or no text, an
-        unknown split; or there are no rows.
+        header, no such columns; or there are no rows.
     """
-    text = _text(table)
-    rows = list(_from_json(table, text) if table.suffix.lower() == ".jsonl" else _csv(table, text))
-    if not rows:
+    text = _text(table, schema)
+    read = _from_json if table.suffix.lower() == ".jsonl" else _from_csv
+    with _field_limit(len(text) + 1 if schema.texts else _LONGEST):
+        records = list(read(table, text, schema))
+    if not records:
         raise InputError(f"{printable(table)} holds no rows")
-    return rows
+    return records
 
 
-def shown(text: str) -> str:
-    """Returns a value of the table as an error shows it: in quotes, on one line, not too long."""
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+@contextlib.contextmanager
+def _field_limit(characters: int) -> Iterator[None]:
+    before = csv.field_size_limit(characters)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(before)
 
 
 def _where(table: Path, line: int) -> str:
     return f"{printable(table)} line {line}"
 
 
-def _text(table: Path) -> str:
+def _text(table: Path, schema: Schema) -> str:
     try:
         data = table.read_bytes()
     except OSError as error:
         raise InputError(f"{printable(table)} cannot be read: {error.strerror}") from error
-    if not data.strip():
-        raise InputError(f"{printable(table)} is empty; expected a table of path and label")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         raise InputError(f"{printable(table)} is UTF-16; save it as UTF-8")
     try:
@@ -91,19 +112,38 @@ def _text(table: Path) -> str:
     except UnicodeDecodeError as error:
         where = _where(table, data.count(b"\n", 0, error.start) + 1)
         raise InputError(
-            f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; save the table as UTF-8"
+            f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; is the table latin-1 (ISO-8859-1 "
+            "or Windows-1252)? save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
         ) from error
+    if not text.strip():
+        expected = " and ".join(schema.header.split(","))
+        raise InputError(f"{printable(table)} is empty; expected a table of {expected}")
     if "\0" in text:
         where = _where(table, text.count("\n", 0, text.index("\0")) + 1)
-        raise InputError(f"{where}: a NUL byte; this is no text, or a damaged one")
+        raise InputError(f"{where}: a NUL byte; this is no text in UTF-8, or a damaged one")
     return text
 
 
-def _csv(table: Path, text: str) -> Iterator[Row]:
-    headers = {delimiter: _header(text, delimiter) for delimiter in _DELIMITERS}
-    delimiter = max(_DELIMITERS, key=lambda d: (_named(headers[d]), len(headers[d])))
+def _from_csv(table: Path, text: str, schema: Schema) -> Iterator[Record]:
+    delimiter = _delimiter(text, schema)
+    literal = schema.texts and table.suffix.lower() == ".tsv" and delimiter == "\t"
+    rows = _literal_rows(text) if literal and _is_literal(text) else None
     columns: tuple[str, ...] | None = None
     roles: dict[str, int] = {}
+    for line, fields in _quoted_rows(table, text, delimiter) if rows is None else rows:
+        if columns is None:
+            columns = tuple(fields)
+            roles = _found(_where(table, line), columns, schema.find)
+            continue
+        if len(fields) != len(columns):
+            raise InputError(
+                f"{_where(table, line)}: {len(fields)} fields, but the header has {len(columns)} "
+                "(a field with the delimiter in it needs quotes)"
+            )
+        yield Record(table, line, {role: fields[index] for role, index in roles.items()})
+
+
+def _quoted_rows(table: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     reader = _reader(text, delimiter)
     while True:
         line = reader.line_num + 1
@@ -116,18 +156,46 @@ def _csv(table: Path, text: str) -> Iterator[Row]:
             ) from error
         if fields is None:
             return
-        if not fields:
-            continue
-        if columns is None:
-            columns = tuple(fields)
-            roles = _roles(_where(table, line), columns)
-            continue
-        if len(fields) != len(columns):
-            raise InputError(
-                f"{_where(table, line)}: {len(fields)} fields, but the header has {len(columns)} "
-                "(a field with the delimiter in it needs quotes)"
-            )
-        yield _row(table, line, {role: fields[index] for role, index in roles.items()})
+        if fields:
+            yield line, fields
+
+
+def _literal_rows(text: str) -> Iterator[tuple[int, list[str]]]:
+    # Not str.splitlines, which also splits at characters that a text may have.
+    for line, content in enumerate(text.split("\n"), 1):
+        content = content.removesuffix("\r")
+        if content:
+            yield line, content.split("\t")
+
+
+def _is_literal(text: str) -> bool:
+    """Whether quotes are part of the texts of a TSV; see `read_records`."""
+    _, header = next(_literal_rows(text.lstrip("\r\n")))
+    if '"' in [field[:1] for field in header] or re.search(r"\r(?!\n|\Z)", text):
+        return False
+    well_formed, doubled = True, False
+    for _, fields in _literal_rows(text):
+        if len(fields) != len(header):
+            return False
+        for field in fields:
+            if field[:1] == '"':
+                well_formed = well_formed and bool(re.fullmatch(r'"(?:[^"]|"")*"', field))
+                doubled = doubled or '""' in field[1:-1]
+    return not (well_formed and doubled)
+
+
+def _delimiter(text: str, schema: Schema) -> str:
+    """Returns that with which the schema finds its columns in the header; else that with most fields."""
+    headers = {delimiter: _header(text, delimiter) for delimiter in _DELIMITERS}
+
+    def fits(columns: tuple[str, ...]) -> bool:
+        try:
+            schema.find(columns)
+        except InputError:
+            return False
+        return True
+
+    return max(_DELIMITERS, key=lambda d: (fits(headers[d]), len(headers[d])))
 
 
 def _reader(text: str, delimiter: str) -> Any:
@@ -143,16 +211,10 @@ def _header(text: str, delimiter: str) -> tuple[str, ...]:
         return ()
 
 
-def _named(columns: Sequence[str]) -> int:
-    plain = set(map(_plain, columns))
-    return sum(not plain.isdisjoint(_COLUMNS[role]) for role in _NEEDED)
-
-
-def _plain(column: str) -> str:
-    return re.sub(r"[\s_]+", "", column).casefold()
-
-
-def _from_json(table: Path, text: str) -> Iterator[Row]:
+def _from_json(table: Path, text: str, schema: Schema) -> Iterator[Record]:
+    find = functools.lru_cache(maxsize=64)(
+        schema.find
+    )  # objects have the same keys again and again
     first: tuple[int, dict[str, str]] | None = None
     for line, content in enumerate(text.split("\n"), 1):
         if not content.strip():
@@ -163,14 +225,15 @@ def _from_json(table: Path, text: str) -> Iterator[Row]:
         except (ValueError, RecursionError) as error:
             raise InputError(f"{where}: not one JSON object: {shown(str(error))}") from error
         if not isinstance(record, dict):
-            raise InputError(f'{where}: expected an object, as {{"path": "a.jpg", "label": "cat"}}')
+            keys = ", ".join(f'"{key}": "..."' for key in schema.header.split(","))
+            raise InputError(f"{where}: expected an object, as {{{keys}}}")
         columns = tuple(record)
-        names = {role: columns[index] for role, index in _roles(where, columns).items()}
+        names = {role: columns[i] for role, i in _found(where, columns, find).items()}
         first = first or (line, names)
         if names != first[1]:
             here, there = (", ".join(map(shown, n.values())) for n in (names, first[1]))
             raise InputError(f"{where} has {here}, but line {first[0]} has {there}")
-        yield _row(table, line, {role: record[name] for role, name in names.items()})
+        yield Record(table, line, {role: record[name] for role, name in names.items()})
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -180,80 +243,10 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return record
 
 
-def _roles(where: str, columns: tuple[str, ...]) -> dict[str, int]:
+def _found(
+    where: str, columns: tuple[str, ...], find: Callable[[tuple[str, ...]], dict[str, int]]
+) -> dict[str, int]:
     try:
-        return _roles_of(columns)
+        return find(columns)
     except InputError as error:
         raise InputError(f"{where}: {error}") from None
-
-
-@functools.lru_cache(maxsize=64)  # objects of a JSONL have the same keys again and again
-def _roles_of(columns: tuple[str, ...]) -> dict[str, int]:
-    roles: dict[str, int] = {}
-    for role, names in _COLUMNS.items():
-        found = [index for index, column in enumerate(columns) if _plain(column) in names]
-        if len(found) > 1:
-            both = " and ".join(shown(columns[index]) for index in found)
-            raise InputError(f"columns {both} could both be the {role}; rename one")
-        if found:
-            roles[role] = found[0]
-        elif role in _NEEDED:
-            there = ", ".join(map(shown, columns[:10])) + (", ..." if len(columns) > 10 else "")
-            raise InputError(
-                f"no column for the {role} (one of {', '.join(names)}); the columns are "
-                f"{there or 'none'} (a CSV begins with a header line, as path,label)"
-            )
-    return roles
-
-
-def _row(table: Path, line: int, values: dict[str, Any]) -> Row:
-    where = _where(table, line)
-    path = values["path"]
-    if not isinstance(path, str):
-        raise InputError(f"{where}: the path is {shown(str(path))}, expected a string")
-    if not path.strip():
-        raise InputError(f"{where}: the path is empty")
-    labels = _labels(where, values["label"], split=table.suffix.lower() != ".jsonl")
-    if "split" not in values:
-        return Row(table, line, path, labels, "")
-    name = str(values["split"]).strip()
-    if name.lower() not in SPLIT_NAMES:
-        raise InputError(
-            f"{where}: the split is {shown(name)}, expected train, val or test"
-            f"{nearest(name[:_SHOWN], SPLIT_NAMES)}"
-        )
-    return Row(table, line, path, labels, SPLIT_NAMES[name.lower()])
-
-
-def _labels(where: str, value: Any, *, split: bool) -> tuple[str, ...]:
-    if isinstance(value, str):
-        value = value.split(SEPARATOR) if split else [value]
-        value = [] if len(value) == 1 and not value[0].strip() else value
-    elif not isinstance(value, list):
-        value = [value]
-    labels = tuple(_label(where, item) for item in value)
-    if len(set(labels)) != len(labels):
-        twice = next(label for label in labels if labels.count(label) > 1)
-        raise InputError(f"{where}: label {shown(twice)} is there twice")
-    return labels
-
-
-def _label(where: str, value: Any) -> str:
-    if isinstance(value, int) and not isinstance(value, bool):
-        value = str(value)
-    if not isinstance(value, str):
-        raise InputError(
-            f"{where}: label {shown(json.dumps(value))} is neither a string nor a whole number"
-        )
-    label = value.strip()
-    if not label:
-        raise InputError(f"{where}: one of the labels is empty")
-    if not _is_text(label):
-        raise InputError(f"{where}: label {shown(label)} has a character that is no text")
-    return label
-
-
-@functools.lru_cache(maxsize=65536)  # tables have many rows of few labels
-def _is_text(label: str) -> bool:
-    """Whether a label is without control characters and halves of surrogate pairs."""
-    return not any(unicodedata.category(character) in ("Cc", "Cs") for character in label)

@@ -44,7 +44,7 @@ def curves(records: Sequence[Mapping[str, Any]], metrics: Sequence[str], path: P
 
     Args:
       records: `step` and values as `train/loss`, `val/accuracy`, `train/lr`; None leaves a gap.
-      metrics: as loss, of which less is better, and accuracy, which is at most 1; those without a
+      metrics: as loss, of which less is better, and accuracy, of which more is and 1 is the most; those without a
         record are left out.
       path: the PNG to write.
     """
@@ -112,7 +112,7 @@ def _curve(axes: Axes, records: Sequence[Mapping[str, Any]], metric: str) -> Non
         )
     axes.set_title(metric)
     axes.legend(fontsize=9, framealpha=0.8)
-    if metric != "loss":
+    if sign_of(metric) > 0:
         axes.set_ylim(top=min(1.02, axes.get_ylim()[1]))
 
 
@@ -209,6 +209,23 @@ def mistakes(examples: Sequence[tuple[np.ndarray, str, str]], path: Path) -> Non
                 color=WRONG,
             )
         figure.savefig(path, dpi=110)
+
+
+def scatter(targets: np.ndarray, predictions: np.ndarray, path: Path) -> None:
+    """Draws predictions over targets, float [N] each, and the line on which they are equal."""
+    finite = np.isfinite(predictions)
+    targets, predictions = targets[finite], predictions[finite]
+    low = min(float(targets.min()), float(predictions.min()))
+    high = max(float(targets.max()), float(predictions.max()))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 4.8), layout="constrained")
+        axes = figure.add_subplot()
+        size, alpha = (14, 0.6) if len(targets) < 2000 else (4, 0.25)
+        axes.scatter(targets, predictions, s=size, alpha=alpha, color=TRAIN, linewidths=0)
+        axes.plot([low, high], [low, high], color=VALIDATION, linestyle="--", linewidth=1.2)
+        axes.set_xlabel("true")
+        axes.set_ylabel("predicted")
+        figure.savefig(path, dpi=130)
 
 
 def percent(probability: float) -> str:

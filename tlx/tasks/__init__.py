@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 TASKS = {
     "classification": "tlx.tasks.classification",
     "multilabel": "tlx.tasks.multilabel",
+    "regression": "tlx.tasks.regression",
     "tagging": "tlx.tasks.tagging",
 }
 
@@ -70,8 +71,8 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """What the loop asks of a task: its loss and its metrics. The model owns the head."""
 
-    TARGETS: str  # class | multi_hot | number | tags: what an example has, see tlx/data/source.py
-    MULTI_HOT: bool  # targets are [B, classes] of 0 and 1, any number of labels for an example
+    # class: int32 [B] | multi_hot: [B, classes] of 0 and 1 | number: float32 [B] | tags: int32 [B, T], -1: none
+    TARGETS: str
 
     def metrics(self, num_classes: int) -> tuple[str, ...]:
         """Returns the metrics by which the best checkpoint may be chosen, the default one first."""

@@ -10,20 +10,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx.config import TrainConfig
+from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import single_label
+from tlx.evaluation.class_counts import ClassCounts
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
-MULTI_HOT = False
 TARGETS = "class"
 TOP_K = 5
 
 
 def metrics(num_classes: int) -> tuple[str, ...]:
     """Returns the metrics by which the best checkpoint may be chosen, the default one first."""
-    return ("accuracy", "loss", *(("top5_accuracy",) if num_classes > TOP_K else ()))
+    top = ("top5_accuracy",) if num_classes > TOP_K else ()
+    return ("accuracy", "loss", *top, "f1", "macro_f1", "matthews")
 
 
 def loss_options(
@@ -34,7 +35,7 @@ def loss_options(
     Raises:
       InputError: an unknown loss, or class weights that do not fit the classes.
     """
-    name, gamma = losses.parse_loss(config.loss)
+    name, gamma = losses.parse_loss(config.loss or DEFAULT_LOSSES["classification"])
     weights = losses.class_weights(config.class_weights, labels, class_names)
     if name == "bce" and weights:
         raise InputError(
@@ -109,11 +110,18 @@ class Evaluation:
         return int((self.outcomes["prediction"] == self.targets).sum())
 
     def summary(self) -> dict[str, Any]:
-        """Returns loss (nats), accuracy, top5_accuracy (more than 5 classes), correct, examples."""
+        """Returns loss (nats), accuracy, top5_accuracy (more than 5 classes), f1, macro_f1, matthews, correct, examples.
+
+        f1 is that of the second of two classes (GLUE's for MRPC and QQP), of more classes macro_f1.
+        """
         count = len(self.targets)
+        counts = ClassCounts.of(self.targets, self.outcomes["prediction"], self.num_classes)
         found = {
             "loss": float(self.outcomes["loss"].astype(np.float64).mean()),
             "accuracy": self.correct / count,
+            "f1": float(counts.f1()[1]) if self.num_classes == 2 else counts.macro_f1(),
+            "macro_f1": counts.macro_f1(),
+            "matthews": counts.matthews(),
             "correct": self.correct,
             "examples": count,
         }

@@ -15,13 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx.config import TrainConfig
+from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import multi_label
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
-MULTI_HOT = True
 TARGETS = "multi_hot"
 
 
@@ -42,7 +41,7 @@ def loss_options(
     Raises:
       InputError: a loss that is not binary cross-entropy, or weights that do not fit the classes.
     """
-    name, _ = losses.parse_loss(config.loss)
+    name, _ = losses.parse_loss(config.loss or DEFAULT_LOSSES["multilabel"])
     if name == "focal":
         raise InputError(
             "train.loss: several labels are fitted by binary cross-entropy alone (bce)"

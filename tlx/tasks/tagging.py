@@ -21,7 +21,6 @@ from tlx.evaluation import entities, tagged
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, losses
 
-MULTI_HOT = False
 TARGETS = "tags"
 
 

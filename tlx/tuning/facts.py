@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
-from tlx.data.source import Examples, Splits
+from tlx.data.source import Examples, PictureExamples, Splits
 from tlx.errors import InputError
 from tlx.models.base import Model
 from tlx.models.leaves import is_within, module_of, values, with_values
@@ -62,8 +63,9 @@ def facts(splits: Splits, source: Source, *, multiple: int = 1) -> Facts:
 
 def picture_size(examples: Examples) -> int:
     """Returns the median over some pictures of the root of their area, in pixels. Raises InputError for a broken one."""
+    pictures = cast(PictureExamples, examples)
     places = np.unique(np.linspace(0, len(examples) - 1, LOOKED_AT).round().astype(int))
-    return round(statistics.median(_side(examples.image(int(place))) for place in places))
+    return round(statistics.median(_side(pictures.image(int(place))) for place in places))
 
 
 def _side(picture: Image.Image | np.ndarray) -> float:

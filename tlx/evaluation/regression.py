@@ -1,0 +1,57 @@
+"""A report's section on predictions of one number: predictions against targets, worst mistakes."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from tlx.evaluation import figures
+from tlx.evaluation.markdown import WORST, escape, table
+from tlx.evaluation.report import Section, Shown
+
+CURVES = ("loss", "spearman")
+
+
+@dataclasses.dataclass(frozen=True)
+class Mistake:
+    """One prediction that is off."""
+
+    shown: Shown
+    target: float
+    predicted: float
+
+    @property
+    def off(self) -> float:
+        """How far; what is not a number is furthest."""
+        off = abs(self.predicted - self.target)
+        return math.inf if math.isnan(off) else off
+
+
+def section(targets: np.ndarray, predictions: np.ndarray, mistakes: Sequence[Mistake]) -> Section:
+    """Returns the section.
+
+    Args:
+      targets: float [N].
+      predictions: float [N].
+      mistakes: any number and order; those that are furthest off are shown.
+    """
+    worst = sorted(mistakes, key=lambda mistake: -mistake.off)[:WORST]
+    drawn = bool(np.isfinite(predictions).any())
+    parts = [f"{len(targets):,} examples. The dashed line is where predictions are right."]
+    if drawn:
+        parts.append("![Predictions against targets](report/scatter.png)")
+    if worst:
+        rows = [
+            (escape(m.shown.name), f"{m.target:.4g}", f"{m.predicted:.4g}", f"{m.off:.4g}")
+            for m in worst
+        ]
+        header = ("example", "true", "predicted", "absolute error")
+        parts += ["### Worst mistakes", table(header, rows, align="lrrr")]
+    return Section(
+        parts,
+        {"scatter": (lambda path: figures.scatter(targets, predictions, path)) if drawn else None},
+        CURVES,
+    )
