@@ -250,7 +250,9 @@ if not child:
 sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
     environment = {k: v for k, v in os.environ.items() if k != "TOKENIZERS_PARALLELISM"}
-    command = [sys.executable, "-c", program, str(folder(tmp_path))]
+    # Python itself warns of every fork with threads; what matters here is the library's own warning.
+    quiet = "ignore:This process:DeprecationWarning"
+    command = [sys.executable, "-W", quiet, "-c", program, str(folder(tmp_path))]
     done = subprocess.run(
         command, env=environment, capture_output=True, text=True, timeout=60, check=False
     )

@@ -100,6 +100,9 @@ def test_added_tokens_beside_the_vocabulary(tmp_path: Path) -> None:
     (tmp_path / "added_tokens.json").unlink()
     with pytest.raises(InputError, match=rf"vocab.txt: nothing says what token {size},"):
         open_tokenizer(tmp_path)
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<user>": size}))
+    with pytest.raises(InputError, match="give one token two ids"):
+        open_tokenizer(tmp_path)
     (tmp_path / "added_tokens.json").write_text(json.dumps({"the": size}))
     with pytest.raises(InputError, match=r"vocab.txt: 'the' has another id"):
         open_tokenizer(tmp_path)
@@ -123,7 +126,7 @@ TEXT_A, TEXT_B = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
         ("[" * 100_000, "is not JSON"),
         ("[]", "is no tokenizer"),
         ('{"a": 1}', "is no tokenizer"),
-        ('{"model": {}}', "is no tokenizer that can be used"),
+        ('{"model": {}}', "no tokenizer that can be used"),
         ('{"model": {"a": "\\ud800"}}', "surrogate"),
         (json.dumps({"model": {**UNIGRAM, "unk_id": 3}}), "UnkIdNotInVocabulary"),
         (json.dumps({"model": {"type": "BPE", "vocab": {}, "merges": []}}), "vocabulary is empty"),
