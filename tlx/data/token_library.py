@@ -25,18 +25,18 @@ _LARGEST_ID = 2**31 - 1
 class Library:
     """A tokenizer that is ready to run."""
 
-    def __init__(self, content: str, where: str = "tokenizer.json") -> None:
+    def __init__(self, content: str) -> None:
         """Reads the text of a `tokenizer.json`.
 
         Raises:
           InputError: it describes no tokenizer, or one that gives ids which its vocabulary lacks.
         """
         _run_in_parallel()
-        with _explained(f"{where} is no tokenizer that can be used"):
+        with _explained("no tokenizer that can be used"):
             self._rust = tokenizers.Tokenizer.from_str(content)
             self._layouts = tuple(_layout(self._rust, pair) for pair in (False, True))
         self.vocab_size = 1 + max(self._rust.get_vocab(with_added_tokens=True).values(), default=-1)
-        self._check(where)
+        self._check()
         added = self._rust.get_added_tokens_decoder().values()
         self._never_spaced = {"", *(token.content for token in added)}
         self._spaced = _lacks_prefix_space(content)
@@ -87,20 +87,20 @@ class Library:
             return list(words)
         return [w if w in self._never_spaced or w[0] == " " else f" {w}" for w in words]
 
-    def _check(self, where: str) -> None:
+    def _check(self) -> None:
         if not 0 < self.vocab_size <= _LARGEST_ID:
             raise InputError(
-                f"{where}: the vocabulary is empty"
+                "the vocabulary is empty"
                 if not self.vocab_size
-                else f"{where}: a token has the id {self.vocab_size - 1}, which is too large"
+                else f"a token has the id {self.vocab_size - 1}, which is too large"
             )
         for layout, texts in zip(self._layouts, ([0], [0, 1]), strict=True):
             if sorted(piece.text for piece in layout if token_rows.is_text(piece)) != texts:
-                raise InputError(f"{where}: the post-processor must use every text exactly once")
+                raise InputError("the post-processor must use every text exactly once")
             for piece in layout:
                 if not token_rows.is_text(piece) and self._rust.id_to_token(piece.token) is None:
                     raise InputError(
-                        f"{where}: the post-processor adds token {piece.token}, which is not in "
+                        f"the post-processor adds token {piece.token}, which is not in "
                         "the vocabulary"
                     )
 

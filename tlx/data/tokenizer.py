@@ -83,8 +83,12 @@ class Tokenizer:
             digest = hashlib.sha256(text.encode()).hexdigest()
         except UnicodeEncodeError as error:
             raise InputError(f"{where} has half of a surrogate pair in it: no text") from error
-        Library(text, where)
-        return cls(digest, text)
+        tokenizer = cls(digest, text)
+        try:
+            _library(tokenizer)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        return tokenizer
 
     @property
     def vocab_size(self) -> int:

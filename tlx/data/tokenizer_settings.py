@@ -94,19 +94,21 @@ def with_ids(
     """
     beside = settings.tokens_beside()
     named = {token["content"]: index for index, token in beside}
+    if len(named) != len(beside):
+        raise InputError(f"{where}: {CONFIG} or {_ADDED} beside it give one token two ids")
     end = 1 + max([*vocabulary.values(), *named.values()])
     for token in tokens:
         if token["content"] not in vocabulary and token["content"] not in named:
             beside.append((end, token))
             end += 1
     known = {index: token for token, index in vocabulary.items()}
+    special = {token["content"] for token in tokens if token["special"]}
     entries = {vocabulary[t["content"]]: t for t in tokens if t["content"] in vocabulary}
     for index, token in beside:
         content = token["content"]
         if vocabulary.get(content, index) != index or known.get(index, content) != content:
             raise InputError(f"{where}: {content!r} has another id than {index}, its id beside it")
-        special = {"special": token["special"] or content in {t["content"] for t in tokens}}
-        entries[index] = {**token, **special}
+        entries[index] = {**token, "special": token["special"] or content in special}
     for index in range(1 + max(known), end):
         if index not in entries:
             raise InputError(f"{where}: nothing says what token {index}, after its end, is")
