@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +23,7 @@ from tlx.data.source import Splits, load_splits
 from tlx.data.text_batches import make_text_splits, text_fingerprint
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect
+from tlx.models import is_text
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values, is_within
 from tlx.tasks import Evaluation, LossOptions, Task, get_task
@@ -200,7 +202,14 @@ def prepare(
         _check_batches(config, mesh)
     name, tag = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
-    splits = load_splits(config.data, config.seed, training=training, targets=task.TARGETS)
+    modality = "text" if is_text(name) else "image"
+    splits = load_splits(
+        config.data, config.seed, training=training, targets=task.TARGETS, modality=modality
+    )
+    if modality == "text" and config.tune.method == AUTO:
+        raise InputError(
+            "tune.method=auto decides for networks that read pictures; choose a method for texts: full, lora, head"
+        )
     count = len(splits.class_names)
     metrics = task.metrics(count)
     metric = selecting_metric(config)
@@ -213,19 +222,19 @@ def prepare(
     lines += [*splits.notes, *(f"skipped: {reason}" for reason in splits.skipped)]
     if stored is not None:
         splits = in_network_order(splits, stored.meta)
-        weights = network.of_run(stored, config, splits.class_names)
+        weights = network.of_run(stored, config, outputs(splits))
     else:
-        opened = network.open_network(name, tag, config, splits.class_names, training=training)
+        opened = network.open_network(name, tag, config, outputs(splits), training=training)
         if not opened.classes:
             splits = in_network_order(splits, opened.meta)
-        weights = opened.fitted(config, splits.class_names, training=training)
+        weights = opened.fitted(config, outputs(splits), training=training)
         if deciding:
             multiple = mesh.size * config.train.accumulate
             choices = auto.choose(facts(splits, weights, multiple=multiple), given)
             config = auto.decided(given, choices)
             _check_batches(config, mesh)
             if config.data != given.data:
-                weights = opened.fitted(config, splits.class_names, training=training)
+                weights = opened.fitted(config, outputs(splits), training=training)
         if not opened.adapters:
             weights = with_adapters(weights, config.tune)
         lines += opened.describe(weights)
@@ -234,6 +243,11 @@ def prepare(
         lines += ["", auto.choices_table(choices, given)]
     setup = Setup(config, task, splits, weights, augmentation, mesh, _dtype(config), tuple(choices))
     return setup, lines
+
+
+def outputs(splits: Splits) -> tuple[str, ...]:
+    """Returns the names of the network's outputs: the classes, or of a regression its one number."""
+    return splits.class_names or ("value",)
 
 
 def prepare_tuning(setup: Setup) -> Tuning:
@@ -250,8 +264,12 @@ def prepare_tuning(setup: Setup) -> Tuning:
             "the head is new, and would stay as it is drawn: train it too (tune.train_stages=...,head, or a rule "
             "for head), or keep the file's (model.head=keep)"
         )
-    labels, names = setup.splits.train.labels, setup.splits.class_names
+    train: Any = setup.splits.train
+    names = setup.splits.class_names
+    labels = np.concatenate(train.tags) if setup.task.TARGETS == "tags" else train.labels
     loss_options = setup.task.loss_options(config.train, labels, names)
+    if isinstance(setup.model.meta.preprocess, TextPreprocess):
+        _refuse_for_texts(config)
     mixing = make_mixing(config.train, len(names))
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
@@ -460,6 +478,12 @@ def _estimated_after(
         if not is_within(path, model.classifiers)
     )
     return 0 if free else None
+
+
+def _refuse_for_texts(config: Config) -> None:
+    for field in ("mixup", "cutmix"):
+        if getattr(config.train, field):
+            raise InputError(f"train.{field} mixes pictures, and the network reads texts")
 
 
 def _check_batches(config: Config, mesh: Mesh) -> None:
