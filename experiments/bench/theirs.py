@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from worker import CLASSES, Job, Steps, pictures, serve
+from worker import CLASSES, Job, Steps, asked, pictures, serve
 
 from tlx.memory import keep_freed_memory
 
@@ -128,4 +128,4 @@ def found() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    serve(steps, found)
+    serve(lambda: steps(asked()), found)
