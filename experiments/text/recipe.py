@@ -41,7 +41,7 @@ class Recipe:
 
 RECIPES = {
     "sst2": Recipe(
-        lr={"full": 1e-4, "head": 1e-2, "lora": 1e-3},
+        lr={"full": 1e-4, "head": 3e-2, "lora": 1e-3},
         epochs=1,
         batch=32,
         max_length=64,

@@ -11,7 +11,8 @@ sub-token; a word that has none counts as O. Nothing is selected: the last step 
 
 Each run prints one record and puts it into FILE, in place of the one of the same settings and seed. `seconds` are those of the
 training's steps with the making of batches, without tokenization and evaluation; inference goes once through the evaluated file, in
-its order. With --time-only=train or infer this is a worker of speed.py: a line `N` is answered with the seconds of N steps.
+its order. With --time-only=train or infer this is a worker of speed.py: a line `N` is answered with the seconds of N steps, in the
+faster of --threads and half as many threads.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ from tlx.files import write_json_atomic
 from tlx.memory import keep_freed_memory
 
 sys.path += [str(Path(__file__).parents[1] / "bench"), str(Path(__file__).parents[2])]
+from torch_threads import faster_threads
 from worker import Steps, serve
 
 from tests.torchvision_import import import_torchvision
@@ -223,6 +225,7 @@ def timed(settings: argparse.Namespace) -> Steps:
         for place in range(number):
             step(make_batch(split, whole[place % len(whole)]))
 
+    torch.set_num_threads(faster_threads(steps))
     return steps
 
 
