@@ -60,9 +60,9 @@ GPU_JOBS = (
 class Worker:
     """A process that runs steps when asked."""
 
-    def __init__(self, script: str, job: Job):
+    def __init__(self, command: list[str]):
         self.process = subprocess.Popen(
-            [sys.executable, str(HERE / script), json.dumps(dataclasses.asdict(job))],
+            [sys.executable, *command],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -94,7 +94,23 @@ class Worker:
 
 def measure(job: Job, rounds: int, device: str) -> dict[str, Any]:
     """Returns the job's row."""
-    workers = {"tlx": Worker("ours.py", job), "pytorch": Worker("theirs.py", job)}
+    asked = json.dumps(dataclasses.asdict(job))
+    scripts = {"tlx": "ours.py", "pytorch": "theirs.py"}
+    commands = {name: [str(HERE / script), asked] for name, script in scripts.items()}
+    row = {"job": dataclasses.asdict(job), **in_turns(commands, rounds)}
+    row["versions"] = {name: metadata.version(name) for name in VERSIONS}
+    row["machine"] = machine() if device == "cpu" else _gpu()
+    return row
+
+
+def in_turns(commands: dict[str, list[str]], rounds: int) -> dict[str, Any]:
+    """Returns the seconds of each worker's steps, round by round, and what they say of themselves.
+
+    Args:
+      commands: the workers' Python commands; `pytorch` is the one whose steps say how many a round has.
+      rounds: how many.
+    """
+    workers = {name: Worker(command) for name, command in commands.items()}
     steps = max(1, round(SECONDS / min(workers["pytorch"].seconds(1) for _ in range(2))))
     order = list(workers)
     times: dict[str, list[float]] = {name: [] for name in workers}
@@ -102,16 +118,11 @@ def measure(job: Job, rounds: int, device: str) -> dict[str, Any]:
         for name in order:
             times[name].append(workers[name].seconds(steps) / steps)
         order.reverse()
-    row: dict[str, Any] = {"job": dataclasses.asdict(job), "steps": steps, "seconds": times}
-    for name, worker in workers.items():
-        row[name] = {**worker.start, **worker.close()}
-    row["versions"] = {name: metadata.version(name) for name in VERSIONS}
-    row["python"] = platform.python_version()
-    row["machine"] = _machine() if device == "cpu" else _gpu()
-    return row
+    said = {name: {**worker.start, **worker.close()} for name, worker in workers.items()}
+    return {"steps": steps, "seconds": times, **said, "python": platform.python_version()}
 
 
-def _machine() -> str:
+def machine() -> str:
     """Returns the processor and how many of it there are."""
     facts = Path("/proc/cpuinfo")
     lines = facts.read_text().splitlines() if facts.is_file() else []

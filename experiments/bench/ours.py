@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from worker import Job, Steps, pictures, serve
+from worker import Job, Steps, asked, pictures, serve
 
 import tlx
 from tlx import config as config_lib
@@ -104,4 +104,4 @@ def found() -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    serve(steps, found)
+    serve(lambda: steps(asked()), found)

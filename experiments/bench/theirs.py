@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
-from worker import CLASSES, Job, Steps, pictures, serve
+from torch_threads import faster_threads
+from worker import CLASSES, Job, Steps, asked, pictures, serve
 
 from tlx.memory import keep_freed_memory
 
@@ -97,7 +97,7 @@ def steps(job: Job) -> Steps:
 
     run = train if job.trained else infer
     if device == "cpu":
-        torch.set_num_threads(_faster(run))
+        torch.set_num_threads(faster_threads(run))
     return run
 
 
@@ -109,23 +109,10 @@ def loss_of(found: Any, targets: torch.Tensor) -> torch.Tensor:
     return cross_entropy(found.logits, targets) + 0.4 * cross_entropy(found.aux_logits, targets)
 
 
-def _faster(run: Steps) -> int:
-    """Returns the number of threads of the quicker step: all, or half of them."""
-    times = {}
-    every = torch.get_num_threads()
-    for threads in {every, max(every // 2, 1)}:
-        torch.set_num_threads(threads)
-        run(1)
-        begun = time.perf_counter()
-        run(2)
-        times[threads] = time.perf_counter() - begun
-    return min(times, key=times.__getitem__)
-
-
 def found() -> dict[str, float]:
     """Returns the most bytes of a GPU's memory that have been in use."""
     return {"peak": torch.cuda.max_memory_allocated()} if torch.cuda.is_available() else {}
 
 
 if __name__ == "__main__":
-    serve(steps, found)
+    serve(lambda: steps(asked()), found)

@@ -35,18 +35,23 @@ def pictures(job: Job) -> tuple[np.ndarray, np.ndarray]:
     return images, np.arange(job.batch) % CLASSES
 
 
-def serve(steps: Callable[[Job], Steps], found: Callable[[], dict[str, float]]) -> None:
+def asked() -> Job:
+    """Returns the job of the command line."""
+    return Job(**json.loads(sys.argv[1]))
+
+
+def serve(prepare: Callable[[], Steps], found: Callable[[], dict[str, float]]) -> None:
     """Answers on what was standard output, which is standard error from now on.
 
     Args:
-      steps: prepares the job.
+      prepare: returns what is to be timed.
       found: returns what else there is to be said in the end; `peak` is the most bytes that were in use of an accelerator's memory,
         or those of the process on the host.
     """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     begun = time.perf_counter()
-    run = steps(Job(**json.loads(sys.argv[1])))
+    run = prepare()
     built = time.perf_counter()
     run(1)
     first = time.perf_counter()
