@@ -143,7 +143,7 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     decay_on: str = "kernels"  # kernels: not on biases and normalisation | all
     clip_norm: float = 0.0  # global norm of the trainable gradients; 0: no clipping
-    schedule: str = "cosine"  # constant | cosine (to zero) | step
+    schedule: str = "cosine"  # constant | cosine (to zero) | linear (to zero) | step
     warmup: str = "0"  # a duration: linear from zero
     milestones: tuple[str, ...] = (
         "50%",
@@ -301,7 +301,7 @@ CHOICES = {
     "tune.method": (*METHODS, AUTO),
     "tune.batchnorm": ("auto", "frozen", "train"),
     "optimizer.decay_on": ("kernels", "all"),
-    "optimizer.schedule": ("constant", "cosine", "step"),
+    "optimizer.schedule": ("constant", "cosine", "linear", "step"),
     "eval.checkpoint": ("auto", "best", "last"),
     "cache.use": ("auto", "on", "off"),
     "cache.dtype": ("auto", "float32", "bfloat16"),

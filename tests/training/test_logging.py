@@ -129,10 +129,10 @@ def test_plain_lines_off_a_terminal():
         progress.update(100, 1.5, 1e-05, 10.0)
         progress.update(780, float("nan"), 0.0, 10.0)
     assert stream.getvalue().splitlines() == [
-        "step 50/780  loss 0.412  lr 0.0123  1043 images/s  eta 24:20",
+        "step 50/780  loss 0.412  lr 0.0123  1043 examples/s  eta 24:20",
         "saved",
-        "step 100/780  loss 1.50  lr 1e-05  10 images/s  eta 2:16",
-        "step 780/780  loss nan  lr 0  10 images/s  eta 0:00",
+        "step 100/780  loss 1.50  lr 1e-05  10 examples/s  eta 2:16",
+        "step 780/780  loss nan  lr 0  10 examples/s  eta 0:00",
     ]
 
 
@@ -155,7 +155,7 @@ def test_a_bar_on_a_terminal_with_messages_above():
     assert "saved step 5\n" in text
     last = text.rstrip("\n").split("\r")[-1]
     assert last.startswith("100%")
-    assert "step 10/10  loss 0.250  lr 0.1  20 images/s" in last
+    assert "step 10/10  loss 0.250  lr 0.1  20 examples/s" in last
 
 
 @pytest.mark.parametrize(

@@ -136,7 +136,7 @@ class Progress:
         total: int,
         *,
         start: int = 0,
-        unit: str = "images",
+        unit: str = "examples",
         stream: TextIO | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -170,11 +170,11 @@ class Progress:
             )
             self._bar.set_description_str(f"step {start}/{total}")
 
-    def update(self, step: int, loss: float, lr: float, images_per_second: float) -> None:
+    def update(self, step: int, loss: float, lr: float, examples_per_second: float) -> None:
         """Shows where the run is after `step`; `lr` is the learning rate of that step."""
         text = (
             f"step {step}/{self._total}  loss {loss:#.3g}  lr {lr:.3g}  "
-            f"{images_per_second:.0f} {self._unit}/s  eta {self._eta(step)}"
+            f"{examples_per_second:.0f} {self._unit}/s  eta {self._eta(step)}"
         )
         if self._bar is None:
             print(text, file=self._stream, flush=True)

@@ -17,7 +17,7 @@ def make_schedule(config: OptimizerConfig, *, total_steps: int, steps_per_epoch:
     """Returns the schedule of the whole run.
 
     Warmup rises linearly and reaches the peak at the end of its last step; cosine (Loshchilov & Hutter
-    2016) then falls to zero over the steps that remain; step multiplies by gamma at each milestone.
+    2016) and linear then fall to zero over the steps that remain; step multiplies by gamma at each milestone.
 
     Raises:
       InputError: the warmup is longer than the run.
@@ -40,6 +40,8 @@ def make_schedule(config: OptimizerConfig, *, total_steps: int, steps_per_epoch:
             passed = sum((step >= milestone).astype(jnp.float32) for milestone in milestones)
             return jnp.power(config.gamma, jnp.asarray(passed, jnp.float32))
         progress = (step - warmup) / max(total_steps - warmup, 1)
+        if config.schedule == "linear":
+            return 1.0 - jnp.clip(progress, 0.0, 1.0)
         return 0.5 * (1.0 + jnp.cos(jnp.pi * jnp.clip(progress, 0.0, 1.0)))
 
     def schedule(step: jax.Array | int) -> jax.Array:

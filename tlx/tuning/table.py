@@ -39,7 +39,7 @@ def plan_table(plan: TuningPlan, found: dict[str, Leaf], optimizer: OptimizerCon
             how = (group.optimizer or optimizer.name, f"{group.lr * optimizer.lr:g}", f"{decay:g}")
         state = readable_bytes(group_state_bytes(plan, optimizer, found, name)) if group else "0 B"
         size = f"{count_parameters(found, paths):,}"
-        rows.append((name, modules, *how, size, str(len(paths)), state, _norms(plan, paths)))
+        rows.append((name, modules, *how, size, str(len(paths)), state, _norms(plan, found, paths)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * width for width in widths])
     trained = count_parameters(found, plan.trainable)
@@ -53,8 +53,9 @@ def count_parameters(found: dict[str, Leaf], paths: Sequence[str]) -> int:
     return sum(math.prod(found[path].shape) for path in paths)
 
 
-def _norms(plan: TuningPlan, paths: Sequence[str]) -> str:
-    norms = {p.rsplit(".", 1)[0] for p in paths if p.endswith(".scale")}
+def _norms(plan: TuningPlan, found: dict[str, Leaf], paths: Sequence[str]) -> str:
+    modules = {path.rsplit(".", 1)[0] for path in paths}
+    norms = {module for module in modules if f"{module}.mean" in found}
     training = len(norms & plan.training_norms)
     parts = [(training, "batch"), (len(norms) - training, "running")]
     return ", ".join(f"{count} {mode}" for count, mode in parts if count) or "-"
