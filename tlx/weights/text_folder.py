@@ -33,6 +33,13 @@ _NOT_SIZES = frozenset(
     "id2label label2id architectures problem_type transformers_version _name_or_path torch_dtype dtype num_labels "
     "finetuning_task use_cache _num_labels".split()
 )
+# How problem_type calls the tasks of whole texts.
+PROBLEM_TYPES = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+OURS = "tlx_"  # begins the fields of a meta's config that no config.json has
 _MOST = 2**24  # bytes of a config.json
 _LONGEST = 2**16  # tokens, of networks that set no limit
 _SPARE = 256  # rows of an embedding beyond the vocabulary, as multiples of 64 have them
@@ -61,9 +68,10 @@ class TextFolder:
           InputError: the tokenizer is another model's, or config.json describes no network of this family.
         """
         family = models.family(self.name)
-        sizes = {name: value for name, value in self.config.items() if name not in _NOT_SIZES}
+        sizes = sizes_of(self.config)
         kinds = " ".join(map(str, self.config.get("architectures") or ()))
         per_token = "ForTokenClassification" in kinds
+        problem = self.config.get("problem_type")
         if arrays is not None and self.name == "bert" and "pooler.dense.kernel" not in arrays:
             sizes["tlx_pooler"] = False
         vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
@@ -83,6 +91,7 @@ class TextFolder:
             revision=self.revision,
             config=json.dumps(sizes, sort_keys=True),
             per_token=per_token,
+            task="tagging" if per_token else PROBLEM_TYPES.get(str(problem), ""),
         )
 
 
@@ -95,7 +104,7 @@ def open_folder(name: str, weights: str) -> TextFolder:
     """
     path, source, revision = _located(name, weights)
     folder = path if path.is_dir() else path.parent
-    config = _read_config(folder)
+    config = read_config(folder)
     _check_type(name, folder, config)
     if path.is_dir():
         path = next((path / file for file in WEIGHTS if (path / file).is_file()), path)
@@ -145,7 +154,13 @@ def _fetch(repository: str) -> tuple[Path, str]:
     return config.parent, commit
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config.json that say what the network is."""
+    return {name: value for name, value in config.items() if name not in _NOT_SIZES}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the content of a folder's config.json. Raises as `open_folder`."""
     path = folder / CONFIG
     if not path.is_file():
         raise InputFileNotFoundError(
