@@ -16,6 +16,7 @@ from tlx.config import nearest
 from tlx.data.tokenizer import Tokenizer, open_tokenizer
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.weights.meta import TextPreprocess, WeightsMeta
+from tlx.weights.stored_meta import is_clean
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
@@ -69,12 +70,14 @@ class TextFolder:
         """
         family = models.family(self.name)
         sizes = sizes_of(self.config)
-        kinds = " ".join(map(str, self.config.get("architectures") or ()))
-        per_token = "ForTokenClassification" in kinds
-        problem = self.config.get("problem_type")
+        per_token = "ForTokenClassification" in str(self.config.get("architectures"))
+        problem = str(self.config.get("problem_type"))
         if arrays is not None and self.name == "bert" and "pooler.dense.kernel" not in arrays:
             sizes["tlx_pooler"] = False
-        vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
+        try:
+            vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
         _check_tokenizer(self, vocabulary, pad_id)
         return WeightsMeta(
             architecture=self.name,
@@ -91,7 +94,7 @@ class TextFolder:
             revision=self.revision,
             config=json.dumps(sizes, sort_keys=True),
             per_token=per_token,
-            task="tagging" if per_token else PROBLEM_TYPES.get(str(problem), ""),
+            task="tagging" if per_token else PROBLEM_TYPES.get(problem, ""),
         )
 
 
@@ -126,7 +129,7 @@ def _located(name: str, weights: str) -> tuple[Path, str, str]:
         return path, "", ""
     if not _HUB.fullmatch(weights) or weights.startswith("."):
         raise InputFileNotFoundError(
-            f"no weights {weights!r} for {name}: expected a folder with {CONFIG}, or OWNER/NAME of a repository of the hub"
+            f"no weights {weights[:200]!r} for {name}: expected a folder with {CONFIG}, or OWNER/NAME of a repository of the hub"
         )
     folder, commit = _fetch(weights)
     return folder, f"hub:{weights}", commit
@@ -169,7 +172,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST:
         raise InputError(f"{path} is larger than {_MOST} bytes: it is no model's config")
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {str(error)[:100]}") from error
     if not isinstance(config, dict):
@@ -210,15 +213,26 @@ def _check_tokenizer(folder: TextFolder, vocabulary: int, pad_id: int) -> None:
 def _class_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names of `id2label`; () where they say nothing (LABEL_0)."""
     table = config.get("id2label")
-    if not isinstance(table, dict) or not table:
+    if table is None:
         return ()
+    if not isinstance(table, dict):
+        raise InputError(
+            f"{folder / CONFIG}: id2label is no object of numbers and names of classes"
+        )
     try:
-        numbered = {int(number): str(label) for number, label in table.items()}
-        names = tuple(numbered[index] for index in range(len(numbered)))
+        numbered = {int(number): label for number, label in table.items()}
+        labels = [numbered[index] for index in range(len(table))]
     except (ValueError, KeyError) as error:
         raise InputError(
             f"{folder / CONFIG}: id2label does not number its classes 0, 1, ..."
         ) from error
+    for index, label in enumerate(labels):
+        if not isinstance(label, (str, int, float)) or not is_clean(str(label)):
+            raise InputError(
+                f"{folder / CONFIG}: id2label calls class {index} {str(label)[:80]!r}, expected a text without control "
+                "characters"
+            )
+    names = tuple(map(str, labels))
     if all(label == f"LABEL_{index}" for index, label in enumerate(names)):
         return ()
     if len(set(names)) != len(names):
