@@ -58,7 +58,7 @@ def test_entities_are_learned(tmp_path, model, entities):
     fields = text_models.fields(model, entities) | {
         "task": "tagging",
         "data.source": "conll",
-        "train.steps": 60,
+        "train.steps": 120,
     }
     summary = tlx.finetune(fields, tmp_path / "run")
     assert summary["test/f1"] >= 0.9

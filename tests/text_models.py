@@ -27,7 +27,7 @@ SIZES = {
     "max_position_embeddings": 40,
     "hidden_dropout_prob": 0.0,
     "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.3,
+    "initializer_range": 0.1,
 }
 
 
@@ -55,7 +55,7 @@ def sentence(rng: np.random.Generator, good: bool, length: int) -> str:
     return " ".join(words)
 
 
-def reviews(path: Path, *, train: int = 48, test: int = 20, seed: int = 0) -> Path:
+def reviews(path: Path, *, train: int = 200, test: int = 20, seed: int = 0) -> Path:
     """train.csv and test.csv of texts of 1 to 20 words and whether they are good."""
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True, exist_ok=True)
@@ -69,7 +69,7 @@ def reviews(path: Path, *, train: int = 48, test: int = 20, seed: int = 0) -> Pa
     return path
 
 
-def entities(path: Path, *, train: int = 48, test: int = 20, seed: int = 0) -> Path:
+def entities(path: Path, *, train: int = 200, test: int = 20, seed: int = 0) -> Path:
     """train.conll and test.conll of sentences with persons and places, some of two words."""
     rng = np.random.default_rng(seed)
     path.mkdir(parents=True, exist_ok=True)
@@ -93,8 +93,8 @@ def fields(model: Path, data: Path, **more) -> dict:
         "data.source": "table",
         "data.root": str(data),
         "optimizer.name": "adamw",
-        "optimizer.lr": 3e-3,
-        "train.batch_size": 8,
+        "optimizer.lr": 1e-2,
+        "train.batch_size": 16,
         "train.steps": 12,
         "checkpoint.every": "0",
     } | more
