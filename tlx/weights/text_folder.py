@@ -15,6 +15,7 @@ from tlx import models
 from tlx.config import nearest
 from tlx.data.tokenizer import Tokenizer, open_tokenizer
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.models.text import POOLER
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 
 CONFIG = "config.json"
@@ -64,8 +65,9 @@ class TextFolder:
         sizes = {name: value for name, value in self.config.items() if name not in _NOT_SIZES}
         kinds = " ".join(map(str, self.config.get("architectures") or ()))
         per_token = "ForTokenClassification" in kinds
-        if arrays is not None and self.name == "bert" and "pooler.dense.kernel" not in arrays:
-            sizes["tlx_pooler"] = False
+        pooler = family.POOLERS.get(self.name)
+        if arrays is not None and pooler is not None and pooler not in arrays:
+            sizes[POOLER] = False
         vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
         _check_tokenizer(self, vocabulary, pad_id)
         return WeightsMeta(
