@@ -59,7 +59,9 @@ class SelfAttention(nnx.Module):
             at none looks at all equally.
           key: of the dropped attention weights; None: none is dropped.
         """
-        query, keys, values = (self.by_head(layer(x)) for layer in (self.query, self.key, self.value))
+        query, keys, values = (
+            self.by_head(layer(x)) for layer in (self.query, self.key, self.value)
+        )
         return self.attend(self.scores(query, keys), values, mask, key)
 
     def by_head(self, x: jax.Array) -> jax.Array:

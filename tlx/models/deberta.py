@@ -101,6 +101,7 @@ def sizes(name: str, config: str) -> DebertaSizes:
     hidden = settings.number("hidden_dropout_prob", 0.1, 1)
     positions = settings.integer("max_position_embeddings", 512)
     activations = tuple(ACTIVATIONS)
+    norms = settings.names("norm_rel_ebd", "none", ("none", "layer_norm"))
     return DebertaSizes(
         vocabulary=settings.integer("vocab_size", 128100),
         width=width,
@@ -114,7 +115,7 @@ def sizes(name: str, config: str) -> DebertaSizes:
         distances=_distances(settings, positions),
         terms=settings.names("pos_att_type", "", ("c2p", "p2c")),
         share_key=settings.flag("share_att_key", False),
-        relative_norm="layer_norm" in settings.names("norm_rel_ebd", "none", ("none", "layer_norm")),
+        relative_norm="layer_norm" in norms,
         activation=settings.choice("hidden_act", "gelu", activations),
         pooler_activation=settings.choice("pooler_hidden_act", "gelu", activations),
         epsilon=settings.number("layer_norm_eps", 1e-7),

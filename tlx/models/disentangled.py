@@ -94,7 +94,9 @@ class DisentangledAttention(SelfAttention):
         relative: jax.Array | None = None,
     ) -> jax.Array:
         """Maps [B, T, D] to [B, T, D]: as `SelfAttention`, with the relative embedding [2 * span, D]; None: without one."""
-        query, keys, values = (self.by_head(layer(x)) for layer in (self.query, self.key, self.value))
+        query, keys, values = (
+            self.by_head(layer(x)) for layer in (self.query, self.key, self.value)
+        )
         weights_key, relative_key = subkeys(key, 2)
         scores = self.scores(query, keys)
         if relative is not None and self.distances is not None:
