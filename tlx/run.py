@@ -21,7 +21,7 @@ from tlx.features.feeds import Feeds, decisions, describe_decisions
 from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
-from tlx.models.leaves import is_within, leaves, with_values
+from tlx.models.leaves import leaves, with_values
 from tlx.setup import (
     Setup,
     Tuning,
@@ -316,10 +316,7 @@ def _train(
 
 def refuse_random_values(setup: Setup) -> None:
     """Raises InputError where a value that evaluation uses would be drawn from the seed."""
-    loaded = setup.weights.loaded
-    drawn = loaded.fresh if loaded else tuple(setup.leaves)
-    unused = setup.model.auxiliary_modules  # but in training
-    fresh = tuple(path for path in drawn if not is_within(path, unused))
+    fresh = setup.weights.drawn
     if fresh:
         file = setup.weights.file
         hint = subset_hint(setup.splits.class_names, file.meta) if file else ""

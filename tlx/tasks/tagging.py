@@ -18,6 +18,7 @@ import numpy as np
 from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import entities, tagged
+from tlx.evaluation import predictions as told
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, losses
 
@@ -246,3 +247,36 @@ class Evaluation:
 
 
 evaluation = Evaluation
+
+
+def predictions(
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns of each sentence its entities: type, first word, word after the last, and mean probability of its words.
+
+    Args:
+      targets: int [N, T], -1: no word begins here; otherwise not looked at.
+      outcomes: of the words, [N, T] each.
+      class_names: the tags.
+    """
+    tags = entities.Tags(class_names)
+    found = []
+    for row, indices, probability in zip(
+        targets >= 0, outcomes["prediction"], outcomes["probability"], strict=True
+    ):
+        own = probability[row].astype(np.float64)
+        listed = entities.find(indices[row], tags).listed(tags.types)
+        found.append(
+            {
+                "entities": [
+                    {
+                        "type": kind,
+                        "start": start,
+                        "end": end,
+                        "probability": told.number(own[start:end].mean()),
+                    }
+                    for kind, start, end in listed
+                ]
+            }
+        )
+    return found
