@@ -73,7 +73,9 @@ def small_texts(config, folder):
 def test_config_runs_one_step_on_small_data(path, tmp_path):
     config = config_lib.build(config_lib.load(path))
     if models.is_text(config.model.name):
-        summary = tlx.finetune(config_lib.build(config, small_texts(config, tmp_path)), tmp_path / "run")
+        summary = tlx.finetune(
+            config_lib.build(config, small_texts(config, tmp_path)), tmp_path / "run"
+        )
         assert summary["steps"] == 1 and summary["test/examples"] == 20
         return
     small = {

@@ -39,7 +39,7 @@ def flat(model):
 
 
 def test_sentences_are_learned_and_the_workdir_alone_is_enough(tmp_path, model, reviews):
-    fields = text_models.fields(model, reviews) | {"train.steps": 60}
+    fields = text_models.fields(model, reviews) | {"train.steps": 60, "data.length_buckets": "16"}
     summary = tlx.finetune(fields, tmp_path / "run")
     assert summary["test/accuracy"] >= 0.9
     assert summary["compilations/train_step"] <= 2 and summary["compilations/eval_step"] <= 2
@@ -119,9 +119,7 @@ def test_the_cache_of_the_prefix_changes_nothing(tmp_path, model, reviews, entit
         folder = tmp_path / f"{method}-{use}"
         summary = tlx.finetune(fields | {"cache.use": use}, folder)
         records = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-        losses.append(
-            [r[key] for r in records for key in ("train/loss", "val/loss") if key in r]
-        )
+        losses.append([r[key] for r in records for key in ("train/loss", "val/loss") if key in r])
         assert summary["cache/stages"] == ("0" if use == "off" else str(start))
     np.testing.assert_allclose(losses[1][0], losses[0][0], rtol=1e-6)
     np.testing.assert_allclose(losses[1], losses[0], rtol=1e-5)
@@ -172,19 +170,26 @@ def test_long_texts_are_cut_and_counted_or_read_in_windows(tmp_path, model, caps
             rows.append(f"{' '.join(words)},{number % 2}")
         (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
     fields = text_models.fields(model, tmp_path) | {"data.max_length": 16, "train.steps": 60}
+    fields |= {"data.length_buckets": "16"}
     cut = tlx.finetune(fields, tmp_path / "cut")
     out = capsys.readouterr().out
     assert "24 of 24 texts are longer than 16 tokens, and cut off" in out
     assert cut["test/accuracy"] <= 0.75
     windows = {"data.long_texts": "split", "data.stride": 2}
     read = tlx.finetune(fields | windows, tmp_path / "split")
-    assert "24 of 24 texts are longer than 16 tokens, and read in windows" in capsys.readouterr().out
+    assert (
+        "24 of 24 texts are longer than 16 tokens, and read in windows" in capsys.readouterr().out
+    )
     assert read["test/examples"] == 8 and read["test/accuracy"] > cut["test/accuracy"]
 
 
 def test_pairs_labels_in_any_number_and_numbers(tmp_path, model):
     rng = np.random.default_rng(0)
-    tables = {"pairs": ["sentence1,sentence2,label"], "tags": ["text,labels"], "numbers": ["text,score"]}
+    tables = {
+        "pairs": ["sentence1,sentence2,label"],
+        "tags": ["text,labels"],
+        "numbers": ["text,score"],
+    }
     for number in range(40):
         one, other = (text_models.sentence(rng, bool(rng.integers(2)), 4) for _ in range(2))
         same = any(w in one for w in text_models.GOOD) == any(w in other for w in text_models.GOOD)
@@ -237,9 +242,10 @@ def test_a_head_of_the_files_own_classes_is_kept(tmp_path, model, reviews):
     x = tlx.preprocess(again)(["so lovely", "awful acting"])
     np.testing.assert_array_equal(again(x), trained(x))
     as_it_is = tlx.evaluate(fields | {"model.weights": str(exported)}, tmp_path / "as_it_is")
-    assert as_it_is["test/accuracy"] == tlx.evaluate(
-        fields | {"train.steps": 60}, tmp_path / "run"
-    )["test/accuracy"]
+    assert (
+        as_it_is["test/accuracy"]
+        == tlx.evaluate(fields | {"train.steps": 60}, tmp_path / "run")["test/accuracy"]
+    )
 
 
 @pytest.mark.parametrize(

@@ -92,6 +92,8 @@ def fields(model: Path, data: Path, **more) -> dict:
         "model.weights": str(model),
         "data.source": "table",
         "data.root": str(data),
+        "data.max_length": 24,
+        "data.length_buckets": "24",  # one length: nothing is compiled twice
         "optimizer.name": "adamw",
         "optimizer.lr": 1e-2,
         "train.batch_size": 16,
