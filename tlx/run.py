@@ -95,6 +95,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     lines += describe_decisions(starts)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
+    for name, split in splits.items():
+        print_lines(split.notes(name))
     with folder.locked():
         folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
@@ -142,6 +144,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         raise InputError(
             "the data has neither a test nor a validation split: set data.test_fraction"
         )
+    print_lines(split.notes(name))
     found = setup.evaluate(split, values)
     summary = run_facts(setup, "evaluate") | facts
     summary |= {"steps": step, "seconds": time.perf_counter() - begun}
@@ -312,6 +315,12 @@ def _train(
     write_json_atomic(folder.summary, summary)
     print(f"report: {folder.path}/report.md", flush=True)
     return summary
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints each line; nothing where there is none."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def refuse_random_values(setup: Setup) -> None:

@@ -201,6 +201,8 @@ class TextEncoder(Model):
         """Returns the carry that the first stage to be applied reads, in the compute type."""
         if self.start == 0:
             return self.as_input(x)
+        if self.start > len(self.stages) and isinstance(x, Mapping):  # of each token
+            x = x["hidden"]
         return jax.tree.map(lambda part: jnp.asarray(part, self.dtype), x)
 
     def pool(self, carry: Carry) -> jax.Array:
