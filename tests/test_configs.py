@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import tlx
-from tests import text_models
+from tests import text_tasks
 from tlx import config as config_lib
 from tlx import main, models
 
@@ -55,10 +55,10 @@ def test_documented_commands_are_valid(line, monkeypatch):
 
 def small_texts(config, folder):
     tagging = config.task == "tagging"
-    data = (text_models.entities if tagging else text_models.reviews)(folder / "data")
+    data = (text_tasks.entities if tagging else text_tasks.reviews)(folder / "data")
     return {
         "model.name": "bert",
-        "model.weights": str(text_models.folder(folder / "model")),
+        "model.weights": str(text_tasks.folder(folder / "model")),
         "data.source": "conll" if tagging else "table",
         "data.root": str(data),
         "data.max_length": 40,

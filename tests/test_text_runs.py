@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tlx
-from tests import text_models
+from tests import text_tasks
 from tlx.errors import InputError
 from tlx.models.leaves import values
 from tlx.run import load
@@ -21,17 +21,17 @@ from tlx.weights.files import read_weights
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return text_models.folder(tmp_path_factory.mktemp("bert"))
+    return text_tasks.folder(tmp_path_factory.mktemp("bert"))
 
 
 @pytest.fixture(scope="module")
 def reviews(tmp_path_factory):
-    return text_models.reviews(tmp_path_factory.mktemp("reviews"))
+    return text_tasks.reviews(tmp_path_factory.mktemp("reviews"))
 
 
 @pytest.fixture(scope="module")
 def entities(tmp_path_factory):
-    return text_models.entities(tmp_path_factory.mktemp("entities"))
+    return text_tasks.entities(tmp_path_factory.mktemp("entities"))
 
 
 def flat(model):
@@ -39,7 +39,7 @@ def flat(model):
 
 
 def test_sentences_are_learned_and_the_workdir_alone_is_enough(tmp_path, model, reviews):
-    fields = text_models.fields(model, reviews) | {"train.steps": 60, "data.length_buckets": "16"}
+    fields = text_tasks.fields(model, reviews) | {"train.steps": 60, "data.length_buckets": "16"}
     summary = tlx.finetune(fields, tmp_path / "run")
     assert summary["test/accuracy"] >= 0.9
     assert summary["compilations/train_step"] <= 2 and summary["compilations/eval_step"] <= 2
@@ -55,7 +55,7 @@ def test_sentences_are_learned_and_the_workdir_alone_is_enough(tmp_path, model, 
 
 
 def test_entities_are_learned(tmp_path, model, entities):
-    fields = text_models.fields(model, entities) | {
+    fields = text_tasks.fields(model, entities) | {
         "task": "tagging",
         "data.source": "conll",
         "train.steps": 120,
@@ -74,7 +74,7 @@ def test_entities_are_learned(tmp_path, model, entities):
 @pytest.mark.parametrize("method", ["head", "partial", "lora", "bitfit", "gradual", "full"])
 def test_what_is_frozen_keeps_its_bits(tmp_path, model, reviews, method):
     options = {"partial": {"tune.freeze_stages": 2}, "gradual": {"tune.unfreeze_every": "2"}}
-    fields = text_models.fields(model, reviews) | {"tune.method": method}
+    fields = text_tasks.fields(model, reviews) | {"tune.method": method}
     fields |= options.get(method, {}) | {"optimizer.weight_decay": 0.1, "optimizer.clip_norm": 1.0}
     summary = tlx.finetune(fields, tmp_path / "run")
     before = flat(tlx.create_model("bert", weights=model, num_classes=0))
@@ -100,7 +100,7 @@ def test_what_is_frozen_keeps_its_bits(tmp_path, model, reviews, method):
     ("method", "start"), [("head", 5), ("partial", 2), ("surgical", 3), ("tagging", 4)]
 )
 def test_the_cache_of_the_prefix_changes_nothing(tmp_path, model, reviews, entities, method, start):
-    fields = text_models.fields(model, reviews) | {
+    fields = text_tasks.fields(model, reviews) | {
         "tune.method": method,
         "train.steps": 20,
         "train.log_every": 1,
@@ -126,7 +126,7 @@ def test_the_cache_of_the_prefix_changes_nothing(tmp_path, model, reviews, entit
 
 
 def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, model, reviews, monkeypatch):
-    fields = text_models.fields(model, reviews) | {"checkpoint.every": "5"}
+    fields = text_tasks.fields(model, reviews) | {"checkpoint.every": "5"}
     whole = tlx.finetune(fields, tmp_path / "whole")
     save, count = Checkpoints.save, itertools.count(1)
 
@@ -145,7 +145,7 @@ def test_a_run_that_is_interrupted_ends_with_the_same_bits(tmp_path, model, revi
 
 
 def test_results_do_not_depend_on_the_batch_or_on_padding(tmp_path, model, reviews):
-    fields = text_models.fields(model, reviews)
+    fields = text_tasks.fields(model, reviews)
     tlx.finetune(fields, tmp_path / "run")
     found = [
         tlx.evaluate(fields | {"eval.batch_size": size}, tmp_path / "run") for size in (1, 3, 20)
@@ -166,10 +166,10 @@ def test_long_texts_are_cut_and_counted_or_read_in_windows(tmp_path, model, caps
         rows = ["text,label"]
         for number in range(count):
             # What a text is about stands at its end, beyond the length that is read at once.
-            words = [*rng.choice(text_models.PLAIN, 20), "superb" if number % 2 else "awful"]
+            words = [*rng.choice(text_tasks.PLAIN, 20), "superb" if number % 2 else "awful"]
             rows.append(f"{' '.join(words)},{number % 2}")
         (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
-    fields = text_models.fields(model, tmp_path) | {"data.max_length": 16, "train.steps": 60}
+    fields = text_tasks.fields(model, tmp_path) | {"data.max_length": 16, "train.steps": 60}
     fields |= {"data.length_buckets": "16"}
     cut = tlx.finetune(fields, tmp_path / "cut")
     out = capsys.readouterr().out
@@ -191,8 +191,8 @@ def test_pairs_labels_in_any_number_and_numbers(tmp_path, model):
         "numbers": ["text,score"],
     }
     for number in range(40):
-        one, other = (text_models.sentence(rng, bool(rng.integers(2)), 4) for _ in range(2))
-        same = any(w in one for w in text_models.GOOD) == any(w in other for w in text_models.GOOD)
+        one, other = (text_tasks.sentence(rng, bool(rng.integers(2)), 4) for _ in range(2))
+        same = any(w in one for w in text_tasks.GOOD) == any(w in other for w in text_tasks.GOOD)
         tables["pairs"].append(f"{one},{other},{'same' if same else 'other'}")
         marks = "|".join(name for name in ("plot", "acting") if name in f"{one} {other}".split())
         tables["tags"].append(f"{one} {other},{marks}")
@@ -202,7 +202,7 @@ def test_pairs_labels_in_any_number_and_numbers(tmp_path, model):
     for name, lines in tables.items():
         path = tmp_path / f"{name}.csv"
         path.write_text("\n".join(lines) + "\n")
-        fields = text_models.fields(model, path) | {"task": kinds[name], "data.test_fraction": 0.2}
+        fields = text_tasks.fields(model, path) | {"task": kinds[name], "data.test_fraction": 0.2}
         summary = tlx.finetune(fields, tmp_path / name)
         assert np.isfinite(summary[f"test/{metrics[name]}"])
         trained = tlx.load(tmp_path / name)
@@ -214,7 +214,7 @@ def test_pairs_labels_in_any_number_and_numbers(tmp_path, model):
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, model, entities):
-    fields = text_models.fields(model, entities) | {
+    fields = text_tasks.fields(model, entities) | {
         "task": "tagging",
         "data.source": "conll",
         "train.steps": 1,
@@ -231,7 +231,7 @@ def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, model, ent
 
 
 def test_a_head_of_the_files_own_classes_is_kept(tmp_path, model, reviews):
-    fields = text_models.fields(model, reviews)
+    fields = text_tasks.fields(model, reviews)
     tlx.finetune(fields | {"train.steps": 60}, tmp_path / "run")
     trained = tlx.load(tmp_path / "run")
     exported = tmp_path / "exported"
@@ -274,7 +274,7 @@ def test_wrong_configs_are_one_readable_line_before_anything_is_written(
     tmp_path, model, reviews, change, message
 ):
     with pytest.raises(InputError, match=message) as raised:
-        tlx.finetune(text_models.fields(model, reviews) | change, tmp_path / "run")
+        tlx.finetune(text_tasks.fields(model, reviews) | change, tmp_path / "run")
     assert "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -286,7 +286,7 @@ def test_texts_need_a_text_model(tmp_path, entities):
 
 
 def test_a_checkpoint_of_a_head_is_small_and_the_tokenizer_is_checked(tmp_path, model, reviews):
-    fields = text_models.fields(model, reviews) | {"tune.method": "head"}
+    fields = text_tasks.fields(model, reviews) | {"tune.method": "head"}
     tlx.finetune(fields, tmp_path / "run")
     stored = read_weights(tmp_path / "run" / "base" / "frozen.safetensors")
     assert "embeddings.word_embedding" in stored
@@ -299,7 +299,7 @@ def test_a_checkpoint_of_a_head_is_small_and_the_tokenizer_is_checked(tmp_path, 
 
 
 def test_bfloat16(tmp_path, model, reviews):
-    fields = text_models.fields(model, reviews) | {"model.dtype": "bfloat16"}
+    fields = text_tasks.fields(model, reviews) | {"model.dtype": "bfloat16"}
     summary = tlx.finetune(fields, tmp_path / "run")
     assert np.isfinite(summary["test/loss"])
     net = tlx.create_model("bert", weights=model, num_classes=0, dtype="bfloat16")

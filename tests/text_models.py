@@ -1,102 +1,90 @@
-"""Small folders of text models, and texts that they can learn, for tests."""
+"""Small text networks of drawn values with small tokenizers, for tests."""
 
+import dataclasses
 import json
+import tempfile
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 
-from tlx import models
-from tlx.models.leaves import initial_values, leaves
-from tlx.weights.files import write_safetensors
+from tests import tokenizer_folders
+from tlx.config import TuneConfig
+from tlx.data.tokenizer import open_tokenizer
+from tlx.models import family
+from tlx.models.leaves import with_values
+from tlx.pretrained import source
+from tlx.tuning.adapters import with_adapters
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-GOOD = "good fine great lovely superb".split()
-BAD = "bad dull poor awful boring".split()
-PLAIN = "the a film was plot and very so it acting".split()
-NAMES = "anna bob carla dan eve".split()
-PLACES = "rome oslo lima paris cairo".split()
-VOCABULARY = [*SPECIAL, *GOOD, *BAD, *PLAIN, *NAMES, *PLACES, "in", "met", ".", ",", "##s"]
+NAMES = ("bert", "roberta", "xlm_roberta", "distilbert", "electra")
+TEXTS = ["the cats sat , unwanted .", "cat", "the cafe a b c d e f"]
+BYTE_TEXTS = ["ab ab a", "b", "a b ab b a"]
 
-SIZES = {
-    "hidden_size": 24,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 48,
-    "vocab_size": len(VOCABULARY),
-    "max_position_embeddings": 40,
-    "hidden_dropout_prob": 0.0,
-    "attention_probs_dropout_prob": 0.0,
-    "initializer_range": 0.1,
-}
-
-
-def folder(path: Path, *, seed: int = 0, **fields) -> Path:
-    """A BERT without a head, with random values, as it is published."""
-    path.mkdir(parents=True, exist_ok=True)
-    config = SIZES | {"model_type": "bert", "architectures": ["BertModel"]} | fields
-    (path / "config.json").write_text(json.dumps(config))
-    (path / "vocab.txt").write_text("".join(f"{word}\n" for word in VOCABULARY))
-    (path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer"}))
-    meta = WeightsMeta("bert", preprocess=TextPreprocess(40), config=json.dumps(config))
-    model = models.abstract_model("bert", num_classes=0, meta=meta)
-    found = leaves(model)
-    drawn = {p: np.asarray(v) for p, v in initial_values(found, found, seed).items()}
-    table = next(
-        t for t in models.family("bert").key_tables("bert") if t.name == "transformers_backbone"
-    )
-    write_safetensors(table.to_source(drawn), path / "model.safetensors", {"format": "pt"})
-    return path
+_COMMON = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 40, "vocab_size": 40,
+}  # fmt: skip
+_SIZES = {
+    "bert": _COMMON,
+    "roberta": _COMMON | {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm_roberta": _COMMON | {"pad_token_id": 1, "type_vocab_size": 1},
+    "electra": _COMMON | {"embedding_size": 12},
+    "distilbert": {
+        "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 40,
+        "vocab_size": 40,
+    },
+}  # fmt: skip
 
 
-def sentence(rng: np.random.Generator, good: bool, length: int) -> str:
-    words = list(rng.choice(PLAIN, length))
-    words[int(rng.integers(length))] = str(rng.choice(GOOD if good else BAD))
-    return " ".join(words)
+def uses_bytes(name):
+    return name in ("roberta", "xlm_roberta")
 
 
-def reviews(path: Path, *, train: int = 200, test: int = 20, seed: int = 0) -> Path:
-    """train.csv and test.csv of texts of 1 to 20 words and whether they are good."""
-    rng = np.random.default_rng(seed)
-    path.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", train), ("test", test)):
-        lines = ["text,label"]
-        for number in range(count):
-            good = number % 2 == 0
-            text = sentence(rng, good, int(rng.integers(1, 20)))
-            lines.append(f"{text},{'positive' if good else 'negative'}")
-        (path / f"{name}.csv").write_text("\n".join(lines) + "\n")
-    return path
+def texts_for(name):
+    return BYTE_TEXTS if uses_bytes(name) else TEXTS
 
 
-def entities(path: Path, *, train: int = 200, test: int = 20, seed: int = 0) -> Path:
-    """train.conll and test.conll of sentences with persons and places, some of two words."""
-    rng = np.random.default_rng(seed)
-    path.mkdir(parents=True, exist_ok=True)
-    for name, count in (("train", train), ("test", test)):
-        lines: list[str] = []
-        for _ in range(count):
-            for word in rng.choice(PLAIN, int(rng.integers(1, 8))):
-                lines.append(f"{word}\tO")
-            for index, word in enumerate(rng.choice(NAMES, int(rng.integers(1, 3)), False)):
-                lines.append(f"{word}\t{'I' if index else 'B'}-person")
-            lines += ["in\tO", f"{rng.choice(PLACES)}\tB-place", ".\tO", ""]
-        (path / f"{name}.conll").write_text("\n".join(lines) + "\n")
-    return path
+def tokenizer(name):
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if uses_bytes(name):
+            words, merges = tokenizer_folders.BYTE_WORDS, tokenizer_folders.BYTE_MERGES
+            kind = {"tokenizer_class": "RobertaTokenizer"}
+            return open_tokenizer(tokenizer_folders.byte_folder(folder, words, merges, **kind))
+        return open_tokenizer(tokenizer_folders.folder(folder))
 
 
-def fields(model: Path, data: Path, **more) -> dict:
-    """A config for a few steps on the reviews."""
+def meta(name, *, task="classification", sizes=None, **fields):
+    own = _SIZES[name] | {"model_type": family(name).MODEL_TYPES[name]} | (sizes or {})
+    _, longest, pad_id, segments = family(name).text_facts(name, own)
+    found = tokenizer(name)
+    text = TextPreprocess(longest, found.digest, pad_id, segments, found.content)
+    return WeightsMeta(
+        architecture=name, preprocess=text, config=json.dumps(own), classifier="classifier",
+        per_token=task == "tagging", task=task, **fields,
+    )  # fmt: skip
+
+
+def network(name, names=("neg", "neu", "pos"), *, seed=0, adapters=None, **facts):
+    """A network whose every value is drawn, also those that begin as zeros and ones; and the plain one if it has adapters."""
+    made = source(name, class_names=names, meta=meta(name, **facts))
+    plain = with_values(made.model, drawn(made.place(seed), seed))
+    if adapters is None:
+        return plain
+    found = with_adapters(made, TuneConfig(**adapters))
+    return plain, with_values(found.model, drawn(found.place(seed), seed))
+
+
+def headless(name, **facts):
+    made = source(name, num_classes=0, meta=dataclasses.replace(meta(name, **facts), task=""))
+    return with_values(made.model, drawn(made.place(0), 0))
+
+
+def drawn(found, seed):
+    """The same values for the same paths, whatever others there are."""
+    rng = {path: np.random.default_rng([seed, *path.encode()]) for path in found}
     return {
-        "model.name": "bert",
-        "model.weights": str(model),
-        "data.source": "table",
-        "data.root": str(data),
-        "data.max_length": 24,
-        "data.length_buckets": "24",  # one length: nothing is compiled twice
-        "optimizer.name": "adamw",
-        "optimizer.lr": 1e-2,
-        "train.batch_size": 16,
-        "train.steps": 12,
-        "checkpoint.every": "0",
-    } | more
+        path: value + jnp.asarray(0.1 * rng[path].standard_normal(value.shape), value.dtype)
+        for path, value in found.items()
+    }
