@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from tlx.data.preprocess import preprocess_fn as preprocess  # noqa: F401
     from tlx.errors import InputError as InputError
     from tlx.models import list_models as list_models
+    from tlx.prediction import predict as predict
     from tlx.pretrained import create_model as create_model
     from tlx.pretrained import save_weights as save_weights
     from tlx.run import evaluate as evaluate
@@ -30,6 +31,7 @@ _PUBLIC = {
     "list_models": ("tlx.models", "list_models"),
     "load": ("tlx.run", "load"),
     "load_adapters": ("tlx.weights.peft_read", "load_adapters"),
+    "predict": ("tlx.prediction", "predict"),
     "preprocess": ("tlx.data.preprocess", "preprocess_fn"),
     "save_adapters": ("tlx.weights.peft_write", "save_adapters"),
     "save_weights": ("tlx.pretrained", "save_weights"),

@@ -17,7 +17,7 @@ import importlib.util
 import json
 import re
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -366,6 +366,12 @@ NOT_IDENTITY = frozenset(
     "checkpoint.keep_last cache.memory_gb cache.disk_gb cache.dir".split()
 )
 
+# With mode=predict they say how the new inputs are read, which need not be written as those of training.
+OF_NEW_INPUTS = frozenset(
+    f"data.{name}"
+    for name in "text_column pair_column label_column long_texts stride length_buckets".split()
+)
+
 _SOUP = frozenset(f"soup.{field.name}" for field in dataclasses.fields(SoupConfig))
 
 _DURATION = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(ep|epochs?|%|steps?)?\s*")
@@ -550,14 +556,14 @@ def to_json(config: Config) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
-def differences(old: Config, new: Config) -> list[str]:
-    """Returns "name: old -> new" for each field that makes these two different runs."""
+def differences(old: Config, new: Config, free: Collection[str] = ()) -> list[str]:
+    """Returns "name: old -> new" for each field that makes these two different runs, but for those in `free`."""
     before, after = _identity(old), _identity(new)
     missing = "not set"  # of a soup, where the other is none
     return [
         f"{name}: {before.get(name, missing)!r} -> {after.get(name, missing)!r}"
         for name in before | after
-        if before.get(name) != after.get(name)
+        if before.get(name) != after.get(name) and name not in free
     ]
 
 

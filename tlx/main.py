@@ -1,4 +1,4 @@
-"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|export|lr_find|soup] [--config.FIELD=VALUE ...]
+"""python -m tlx.main --config=configs/digits.py [--workdir=DIR] [--mode=train|evaluate|predict|export|lr_find|soup] [--config.FIELD=VALUE ...]
 
 Exit codes: 0 done; 2 the input is wrong (one line says what); 75 interrupted, the same command goes on; 1 a bug.
 """
@@ -16,14 +16,16 @@ from typing import Any
 
 from tlx import config as config_lib
 from tlx.config import Config
-from tlx.errors import InputError
+from tlx.errors import InputError, InputFileNotFoundError
+from tlx.evaluation.predictions import check_output
 from tlx.memory import keep_freed_memory
 from tlx.soups.config import soup_config
 from tlx.workdir import Workdir, default_path
 
 DONE, FAILED, WRONG_INPUT, INTERRUPTED = 0, 1, 2, 75
 
-MODES = ("train", "evaluate", "export", "lr_find", "soup")
+MODES = ("train", "evaluate", "predict", "export", "lr_find", "soup")
+FLAGS = ("--config", "--workdir", "--mode", "--input", "--output")
 
 HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".join(MODES)}] [--config.FIELD=VALUE ...]
 
@@ -32,10 +34,15 @@ HELP = f"""usage: python -m tlx.main --config=FILE [--workdir=DIR] [--mode={"|".
   --workdir=DIR         where checkpoints, metrics and the report go; runs/<config>-<hash> if not given;
                         without --config, the run that is there
   --mode=MODE           train (the default; the same command again resumes); evaluate: the
-                        checkpoint in the workdir, or the pretrained network as it is; export: the
-                        trained network as one file under its source's names, to WORKDIR/export;
+                        checkpoint in the workdir, or the pretrained network as it is; predict: the same
+                        on new inputs, without labels; export: the trained network as one file under its
+                        source's names, to WORKDIR/export;
                         lr_find: the learning-rate range test, to WORKDIR/lr_find.png; soup: the mean of
                         the finished runs that --config.soup.runs names, with their config, to WORKDIR
+  --input=FILE          mode=predict: a .txt with a text on each line, a .csv, .tsv or .jsonl of texts or of
+                        paths of pictures, a .conll of words to be tagged, a picture or a folder of them;
+                        - is lines of the standard input
+  --output=FILE         mode=predict: a .jsonl or .csv; WORKDIR/predictions.jsonl if not given
   --fields              lists the config's fields and their defaults
 """
 
@@ -56,9 +63,8 @@ def parse(arguments: Sequence[str]) -> tuple[dict[str, str], dict[str, str]]:
         if name in ("--help", "--h", "--fields"):
             flags[name] = "1"
             continue
-        known = name in ("--config", "--workdir", "--mode") or name.startswith("--config.")
-        if not known:
-            hint = config_lib.nearest(name, ("--config", "--workdir", "--mode", "--help"))
+        if name not in FLAGS and not name.startswith("--config."):
+            hint = config_lib.nearest(name, (*FLAGS, "--help"))
             raise InputError(f"unknown argument {word!r}{hint} (python -m tlx.main --help)")
         if not equals:
             if not rest or rest[0].startswith("--"):
@@ -115,12 +121,18 @@ def _main(arguments: Sequence[str]) -> int:
         raise InputError(
             f"--mode is {mode!r}{config_lib.nearest(mode, MODES)}; there are: {', '.join(MODES)}"
         )
+    _check_files(mode, flags)
     config, workdir = (_soup if mode == "soup" else _config_and_workdir)(flags, overrides)
-    if mode != "lr_find":  # which is done for several configs, before there is a run
+    output = flags.get("--output", "")
+    if mode == "predict":
+        workdir.check_same(config, free=config_lib.OF_NEW_INPUTS)
+        if not output:
+            workdir.check_writable()
+    elif mode != "lr_find":  # which is done for several configs, before there is a run
         workdir.check(config)
 
     # Only now the heavy imports: whatever is wrong above is said at once.
-    from tlx import lr_find, run
+    from tlx import lr_find, prediction, run
     from tlx.soups import make
     from tlx.training.compilation import keep_compiled
     from tlx.training.loop import Interrupted
@@ -133,6 +145,15 @@ def _main(arguments: Sequence[str]) -> int:
             run.finetune(config, workdir.path, command=command)
         elif mode == "export":
             run.export(workdir.path, checkpoint=config.eval.checkpoint)
+        elif mode == "predict":
+            if not output:
+                workdir.path.mkdir(parents=True, exist_ok=True)
+            prediction.predict(
+                workdir.path,
+                flags["--input"],
+                output=output or workdir.predictions,
+                config=config,
+            )
         elif mode == "lr_find":
             lr_find.lr_find(config, workdir.path)
         elif mode == "soup":
@@ -161,6 +182,22 @@ def _config_and_workdir(flags: dict[str, str], overrides: dict[str, Any]) -> tup
         )
     path = Path(flags["--workdir"]) if "--workdir" in flags else default_path(config, name)
     return config, Workdir(path)
+
+
+def _check_files(mode: str, flags: dict[str, str]) -> None:
+    """Raises InputError where prediction is not told its input, or another mode is."""
+    given = [name for name in ("--input", "--output") if name in flags]
+    if mode != "predict" and given:
+        raise InputError(f"{given[0]} is of --mode=predict, but the mode is {mode}")
+    if mode != "predict":
+        return
+    source = flags.get("--input", "")
+    if not source:
+        raise InputError("--mode=predict needs --input=FILE (python -m tlx.main --help)")
+    if source != "-" and not Path(source).expanduser().exists():
+        raise InputFileNotFoundError(f"--input={source} is not there")
+    if "--output" in flags:
+        check_output(Path(flags["--output"]), source)
 
 
 def _soup(flags: dict[str, str], overrides: dict[str, Any]) -> tuple[Config, Workdir]:

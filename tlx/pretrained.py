@@ -116,6 +116,13 @@ class Source:
         """What the weights file lacks, and comes from the seed; nothing where no file is read."""
         return self.loaded.fresh if self.loaded else ()
 
+    @property
+    def drawn(self) -> tuple[str, ...]:
+        """What inference uses and no file fills: it would be drawn from the seed."""
+        missing = self.loaded.fresh if self.loaded else tuple(self.leaves)
+        unused = self.model.auxiliary_modules  # but in training
+        return tuple(path for path in missing if not is_within(path, unused))
+
     @functools.cached_property
     def leaves(self) -> dict[str, Leaf]:
         """Every parameter and statistic of the model."""

@@ -21,7 +21,7 @@ from tlx.features.feeds import Feeds, decisions, describe_decisions
 from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
-from tlx.models.leaves import is_within, leaves, with_values
+from tlx.models.leaves import leaves, with_values
 from tlx.setup import (
     Setup,
     Tuning,
@@ -97,6 +97,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     lines += describe_decisions(starts)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
+    for name, split in splits.items():
+        print_lines(split.notes(name))
     with folder.locked():
         folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
@@ -144,6 +146,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         raise InputError(
             "the data has neither a test nor a validation split: set data.test_fraction"
         )
+    print_lines(split.notes(name))
     found = setup.evaluate(split, values)
     summary = run_facts(setup, "evaluate") | facts
     summary |= {"steps": step, "seconds": time.perf_counter() - begun}
@@ -324,12 +327,15 @@ def _train(
     return summary
 
 
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints each line; nothing where there is none."""
+    for line in lines:
+        print(line, flush=True)
+
+
 def refuse_random_values(setup: Setup) -> None:
     """Raises InputError where a value that evaluation uses would be drawn from the seed."""
-    loaded = setup.weights.loaded
-    drawn = loaded.fresh if loaded else tuple(setup.leaves)
-    unused = setup.model.auxiliary_modules  # but in training
-    fresh = tuple(path for path in drawn if not is_within(path, unused))
+    fresh = setup.weights.drawn
     if fresh:
         file = setup.weights.file
         hint = subset_hint(setup.splits.class_names, file.meta) if file else ""

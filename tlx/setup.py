@@ -241,7 +241,9 @@ def prepare(
     augmentation = augment.parse(config.data.augment, weights.model.meta.preprocess)
     if training and choices:
         lines += ["", auto.choices_table(choices, given)]
-    setup = Setup(config, task, splits, weights, augmentation, mesh, _dtype(config), tuple(choices))
+    setup = Setup(
+        config, task, splits, weights, augmentation, mesh, compute_dtype(config), tuple(choices)
+    )
     return setup, lines
 
 
@@ -496,7 +498,8 @@ def _counts(splits: Splits) -> str:
     return f"{counts}; {len(splits.class_names)} classes"
 
 
-def _dtype(config: Config) -> str:
+def compute_dtype(config: Config) -> str:
+    """Returns the type that the network computes in here."""
     if config.model.dtype != "auto":
         return config.model.dtype
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"

@@ -8,7 +8,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,10 @@ class Workdir:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def predictions(self) -> Path:
+        return self.path / "predictions.jsonl"
 
     @property
     def base(self) -> Path:
@@ -85,14 +89,22 @@ class Workdir:
 
     def check(self, config: Config) -> None:
         """Raises InputError where the folder holds another run's config (names the fields) or cannot be written."""
+        self.check_writable()
+        self.check_same(config)
+
+    def check_writable(self) -> None:
+        """Raises InputError where nothing can be written here."""
         existing = next(p for p in (self.path, *self.path.absolute().parents) if p.exists())
         if not existing.is_dir():
             raise InputError(f"workdir {self.path}: {existing} is a file")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise InputError(f"workdir {self.path}: no permission to write in {existing}")
+
+    def check_same(self, config: Config, free: Collection[str] = ()) -> None:
+        """Raises InputError where the folder holds the config of another run; fields in `free` may be others."""
         if not self.config.is_file():
             return
-        changed = config_lib.differences(self.read_config(), config)
+        changed = config_lib.differences(self.read_config(), config, free)
         if changed:
             raise InputError(
                 f"workdir {self.path} holds another run ({'; '.join(changed)}); "

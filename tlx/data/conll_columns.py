@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from tlx.data.tag_scheme import OUTSIDE
 from tlx.data.tagged import Sentence
 from tlx.data.text_file import at_line, shown
 from tlx.errors import InputError
@@ -26,7 +27,9 @@ class _Columns:
     line: int = 0
 
 
-def read_columns(path: Path, text: str, comments: list[str]) -> Iterator[Sentence]:
+def read_columns(
+    path: Path, text: str, comments: list[str], *, tagged: bool = True
+) -> Iterator[Sentence]:
     """Yields the sentences of a file of columns.
 
     Columns are separated by tabs where a line has one, else by spaces; the first is the word, the last
@@ -34,9 +37,16 @@ def read_columns(path: Path, text: str, comments: list[str]) -> Iterator[Sentenc
     are no words. A line that begins with # and has no tab is a comment if it has one column or
     is as `# text = ...`; it is added to `comments`.
 
+    Args:
+      path: what errors call the file.
+      text: its content.
+      comments: gets what is no word.
+      tagged: False: tags are not needed; a file of one column has words alone, a # among them, which are given the tag O.
+
     Raises:
       InputError: names the line: one column, another number of them than before, no word or no tag.
     """
+    untagged = not tagged and _has_one_column(text)
     columns = _Columns()
     words: list[tuple[int, str, str]] = []
     for line, content in enumerate(text.split("\n"), 1):
@@ -44,18 +54,30 @@ def read_columns(path: Path, text: str, comments: list[str]) -> Iterator[Sentenc
             if words:
                 yield _sentence(path, words)
             words = []
-        elif _is_comment(content):
+        elif _is_comment(content, untagged):
             comments.append(f"line {line} {shown(content.strip())}")
+        elif untagged:
+            words.append((line, content.strip(_SPACES), OUTSIDE))
         else:
             words.append((line, *_word(path, line, content, columns)))
     if words:
         yield _sentence(path, words)
 
 
-def _is_comment(content: str) -> bool:
+def _has_one_column(text: str) -> bool:
+    lines = (line.strip(_SPACES) for line in text.split("\n"))
+    return all(
+        len(re.split(f"[{_SPACES}]+", line)) == 1
+        for line in lines
+        if not line.startswith(DOCUMENT) and not _KEY.match(line)
+    )
+
+
+def _is_comment(content: str, untagged: bool) -> bool:
     if not content.startswith("#") or "\t" in content:
         return False
-    return len(content.split()) == 1 or _KEY.match(content) is not None
+    alone = len(content.split()) == 1 and not untagged
+    return alone or _KEY.match(content) is not None
 
 
 def _word(path: Path, line: int, content: str, columns: _Columns) -> tuple[str, str]:

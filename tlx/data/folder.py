@@ -112,7 +112,7 @@ def _read_split(root: Path) -> tuple[PictureFiles, list[str]]:
     labels: list[int] = []
     passed_over: list[str] = []
     for label, folder in enumerate(folders):
-        found, other = _pictures(folder)
+        found, other = pictures_below(folder)
         if not found:
             detail = f" (but {len(other)} other files, as {Path(other[0]).name})" if other else ""
             raise InputError(f"class folder {printable(folder)} has no pictures{detail}")
@@ -125,7 +125,7 @@ def _read_split(root: Path) -> tuple[PictureFiles, list[str]]:
         notes.append(
             f"{root}: {len(passed_over)} files are not pictures and not used, as {example}"
         )
-    sizes = np.array([_size(root / file) for file in files], np.int64)
+    sizes = np.array([size_of(root / file) for file in files], np.int64)
     names = tuple(printable(Path(folder.name)) for folder in folders)
     return PictureFiles(root, tuple(files), sizes, np.array(labels, np.int32), names), notes
 
@@ -140,7 +140,7 @@ def _children(root: Path) -> tuple[list[Path], list[str]]:
     return [p for p in visible if p.is_dir()], [p.name for p in visible if not p.is_dir()]
 
 
-def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
+def pictures_below(folder: Path) -> tuple[list[Path], list[str]]:
     """Returns the pictures below a folder, in the order of their paths, and all other files."""
 
     def fail(error: OSError) -> None:
@@ -157,7 +157,7 @@ def _pictures(folder: Path) -> tuple[list[Path], list[str]]:
         seen.add(real)
         for name in names:
             path = Path(current, name)
-            (found.append(path) if _is_picture(path) else other.append(str(path)))
+            (found.append(path) if is_picture(path) else other.append(str(path)))
     return sorted(found), sorted(other)
 
 
@@ -165,7 +165,8 @@ def _is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in _JUNK
 
 
-def _is_picture(path: Path) -> bool:
+def is_picture(path: Path) -> bool:
+    """Returns whether a file is taken for a picture: by its name, or by what it begins with."""
     if _is_junk(path.name):
         return False
     if path.name.lower().endswith(_SUFFIXES):
@@ -177,7 +178,8 @@ def _is_picture(path: Path) -> bool:
         return False
 
 
-def _size(path: Path) -> int:
+def size_of(path: Path) -> int:
+    """Returns a file's size in bytes, -1 where there is no such file."""
     try:
         return path.stat().st_size
     except OSError:  # a broken link: decoding it says so

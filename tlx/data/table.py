@@ -23,7 +23,7 @@ from tlx.data.table_labels import SEPARATOR, label_role, read_labels, several_no
 from tlx.data.table_rows import Record, Schema
 from tlx.errors import InputError, InputFileNotFoundError
 
-_PATH = Role("path", ("path", "file", "filename", "image"))
+PATH = Role("path", ("path", "file", "filename", "image"))
 _LABELS = ("label", "labels", "class", "target")
 _MISSING = "no such file"
 
@@ -49,7 +49,7 @@ def load(config: DataConfig, name: str, training: bool = True, *, targets: str =
       InputFileNotFoundError: no such table; pictures that are not there, with their number.
     """
     del name
-    roles = (_PATH, label_role(_LABELS, config.label_column), SPLIT)
+    roles = (PATH, label_role(_LABELS, config.label_column), SPLIT)
     header = "path,label"
     find = functools.partial(find_roles, roles=roles, header=header)
     tables = read_tables(config.root, Schema(header, find))

@@ -31,6 +31,7 @@ class Record:
     line: int  # where the row begins; the first line is 1
     values: Mapping[str, Any]  # by role: strings, in a JSONL whatever JSON has
     split: str = ""  # train, val or test; "" where nothing says it
+    row: tuple[tuple[str, Any], ...] = ()  # all columns and what is in them, with `Schema.whole`
 
     @property
     def where(self) -> str:
@@ -59,6 +60,7 @@ class Schema:
     header: str  # an example of one, for errors: path,label
     find: Callable[[tuple[str, ...]], dict[str, int]]  # columns -> role -> index; or InputError
     texts: bool = False  # fields may be long, and in a TSV have quotes that mean nothing
+    whole: bool = False  # records have all columns, not only those that are looked for
 
 
 def read_records(table: Path, schema: Schema) -> list[Record]:
@@ -140,7 +142,9 @@ def _from_csv(table: Path, text: str, schema: Schema) -> Iterator[Record]:
                 f"{_where(table, line)}: {len(fields)} fields, but the header has {len(columns)} "
                 "(a field with the delimiter in it needs quotes)"
             )
-        yield Record(table, line, {role: fields[index] for role, index in roles.items()})
+        values = {role: fields[index] for role, index in roles.items()}
+        row = tuple(zip(columns, fields, strict=True)) if schema.whole else ()
+        yield Record(table, line, values, row=row)
 
 
 def _quoted_rows(table: Path, text: str, delimiter: str) -> Iterator[tuple[int, list[str]]]:
@@ -233,7 +237,8 @@ def _from_json(table: Path, text: str, schema: Schema) -> Iterator[Record]:
         if names != first[1]:
             here, there = (", ".join(map(shown, n.values())) for n in (names, first[1]))
             raise InputError(f"{where} has {here}, but line {first[0]} has {there}")
-        yield Record(table, line, {role: record[name] for role, name in names.items()})
+        values = {role: record[name] for role, name in names.items()}
+        yield Record(table, line, values, row=tuple(record.items()) if schema.whole else ())
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

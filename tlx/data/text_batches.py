@@ -18,6 +18,7 @@ import numpy as np
 from tlx.config import DataConfig
 from tlx.data.source import Examples
 from tlx.data.split import Subset
+from tlx.data.tag_scheme import OUTSIDE
 from tlx.data.tokenizer import Encoded, EncodedWords, Tokenizer
 from tlx.errors import InputError
 from tlx.weights.meta import TextPreprocess
@@ -117,7 +118,7 @@ class TextSplit:
         """Returns targets and outcomes of the rows, which came in the order of `evaluated`, as those of the texts in theirs.
 
         Those of several windows of one text are averaged; those of tokens, [rows, T], become those of words, [N, words], where a
-        word without a token has the tag 0 ("O") for its prediction, and IGNORED stands behind the last word.
+        word without a token has the tag O for its prediction, and IGNORED stands behind the last word.
         """
         back = np.argsort(self._by_length, kind="stable")
         outcomes = {name: array[back] for name, array in outcomes.items()}
@@ -190,11 +191,13 @@ class TextSplit:
         row = np.repeat(np.arange(len(self.lengths)), self.lengths)
         place = np.arange(len(row)) - encoded.offsets[row]
         first = encoded.word >= 0
+        names = self.examples.class_names
+        unread = {"prediction": names.index(OUTSIDE) if OUTSIDE in names else 0}
         to = encoded.example[row[first]], encoded.word[first]
         found = {}
         for name, array in outcomes.items():
             if array.ndim == 2:
-                words = np.zeros((len(self), longest), array.dtype)
+                words = np.full((len(self), longest), unread.get(name, 0), array.dtype)
                 words[to] = array[row[first], place[first]]
                 found[name] = words
         return targets, found

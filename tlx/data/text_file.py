@@ -37,6 +37,11 @@ def read_text(path: Path, expected: str) -> str:
         data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{printable(path)} cannot be read: {error.strerror}") from error
+    return decoded(path, data, expected)
+
+
+def decoded(path: Path, data: bytes, expected: str) -> str:
+    """Returns the text that a file's content is; arguments and errors as for `read_text`."""
     if not data.removeprefix(b"\xef\xbb\xbf").strip():
         raise InputError(f"{printable(path)} is empty; expected {expected}")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):

@@ -110,6 +110,18 @@ class Task(Protocol):
         """Returns the evaluation of a whole split from its examples' outcomes."""
         ...
 
+    def predictions(
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
+    ) -> list[dict[str, Any]]:
+        """Returns what is told of each example that has no labels.
+
+        Args:
+          targets: what stands for labels; of tags, int [N, T], -1: no word begins here.
+          outcomes: logits, float [N, C]; of tags what `outcomes` gives, [N, T] each.
+          class_names: of all classes.
+        """
+        ...
+
 
 def get_task(name: str) -> Task:
     """Returns the task of that name."""

@@ -12,6 +12,7 @@ import numpy as np
 
 from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
+from tlx.evaluation import predictions as told
 from tlx.evaluation import single_label
 from tlx.evaluation.class_counts import ClassCounts
 from tlx.evaluation.report import Section, Shown
@@ -180,3 +181,30 @@ class Evaluation:
 
 
 evaluation = Evaluation
+
+
+def predictions(
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns of each example the prediction and its probability, and of up to 20 classes all probabilities.
+
+    Where logits are no numbers there is no prediction (None).
+
+    Args:
+      targets: not looked at.
+      outcomes: logits, float [N, C].
+      class_names: of all classes.
+    """
+    del targets
+    found = []
+    for own in np.asarray(jax.nn.softmax(outcomes["logits"].astype(np.float32), axis=1)):
+        best = int(own.argmax())
+        record: dict[str, Any] = {
+            "prediction": None if np.isnan(own[best]) else class_names[best],
+            "probability": told.number(own[best]),
+        }
+        if len(class_names) <= told.FEW:
+            none = np.zeros(len(own), bool)
+            record["probabilities"] = told.by_class(class_names, own, none)
+        found.append(record)
+    return found

@@ -18,6 +18,7 @@ import numpy as np
 from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import multi_label
+from tlx.evaluation import predictions as told
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
@@ -204,6 +205,27 @@ class Evaluation:
 
 
 evaluation = Evaluation
+
+
+def predictions(
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns of each example the labels above 0.5, and their probabilities; of up to 20 classes all probabilities.
+
+    Args:
+      targets: not looked at.
+      outcomes: logits, float [N, C].
+      class_names: of all classes.
+    """
+    del targets
+    logits = outcomes["logits"].astype(np.float32)
+    return [
+        {
+            "prediction": [class_names[index] for index in np.flatnonzero(given).tolist()],
+            "probabilities": told.by_class(class_names, own, given),
+        }
+        for own, given in zip(np.asarray(jax.nn.sigmoid(logits)), logits > 0, strict=True)
+    ]
 
 
 def average_precision(targets: np.ndarray, scores: np.ndarray) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 
 from tlx.config import DEFAULT_LOSSES, TrainConfig, nearest
 from tlx.errors import InputError
+from tlx.evaluation import predictions as told
 from tlx.evaluation import regression
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import LossOptions
@@ -141,9 +142,8 @@ class Evaluation:
         order = np.argsort(-off, kind="stable")
         return order[off[order] > 0][:limit]
 
-    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+    def section(self, worst: Sequence[Shown]) -> Section:
         """Returns what a report says: predictions against targets, and the worst mistakes."""
-        del class_names
         predictions = self.outcomes["prediction"]
         mistakes = [
             regression.Mistake(
@@ -155,11 +155,24 @@ class Evaluation:
 
 
 def evaluation(
-    targets: np.ndarray, outcomes: dict[str, np.ndarray], num_classes: int
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
 ) -> Evaluation:
     """Returns the evaluation of a whole split; there are no classes."""
-    del num_classes
+    del class_names
     return Evaluation(targets, outcomes)
+
+
+def predictions(
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns of each example the value; None where it is no number.
+
+    Args:
+      targets, class_names: not looked at.
+      outcomes: logits, float [N, 1].
+    """
+    del targets, class_names
+    return [{"prediction": told.number(value)} for value in outcomes["logits"][:, 0]]
 
 
 def ranks(values: np.ndarray) -> np.ndarray:

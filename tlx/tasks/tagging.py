@@ -15,9 +15,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx.config import TrainConfig
+from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import entities, tagged
+from tlx.evaluation import predictions as told
 from tlx.evaluation.report import Section, Shown
 from tlx.tasks import PLAIN, LossOptions, losses
 
@@ -45,7 +46,7 @@ def loss_options(
       InputError: a loss that is not of one class for each word, or weights that do not fit the tags.
     """
     assert labels.dtype != np.uint8, "which tags occur, not the tags"
-    name, gamma = losses.parse_loss(config.loss)
+    name, gamma = losses.parse_loss(config.loss or DEFAULT_LOSSES["tagging"])
     if name == "bce":
         raise InputError(
             "train.loss: a word has one tag, which is fitted by cross_entropy or focal:GAMMA, not by bce"
@@ -246,3 +247,36 @@ class Evaluation:
 
 
 evaluation = Evaluation
+
+
+def predictions(
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
+) -> list[dict[str, Any]]:
+    """Returns of each sentence its entities: type, first word, word after the last, and mean probability of its words.
+
+    Args:
+      targets: int [N, T], -1: no word begins here; otherwise not looked at.
+      outcomes: of the words, [N, T] each.
+      class_names: the tags.
+    """
+    tags = entities.Tags(class_names)
+    found = []
+    for row, indices, probability in zip(
+        targets >= 0, outcomes["prediction"], outcomes["probability"], strict=True
+    ):
+        own = probability[row].astype(np.float64)
+        listed = entities.find(indices[row], tags).listed(tags.types)
+        found.append(
+            {
+                "entities": [
+                    {
+                        "type": kind,
+                        "start": start,
+                        "end": end,
+                        "probability": told.number(own[start:end].mean()),
+                    }
+                    for kind, start, end in listed
+                ]
+            }
+        )
+    return found

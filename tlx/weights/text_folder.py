@@ -15,6 +15,7 @@ from tlx import models
 from tlx.config import nearest
 from tlx.data.tokenizer import Tokenizer, open_tokenizer
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.models.text import POOLER
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.weights.stored_meta import is_clean
 
@@ -72,8 +73,9 @@ class TextFolder:
         sizes = sizes_of(self.config)
         per_token = "ForTokenClassification" in str(self.config.get("architectures"))
         problem = str(self.config.get("problem_type"))
-        if arrays is not None and self.name == "bert" and "pooler.dense.kernel" not in arrays:
-            sizes["tlx_pooler"] = False
+        pooler = family.POOLERS.get(self.name)
+        if arrays is not None and pooler is not None and pooler not in arrays:
+            sizes[POOLER] = False
         try:
             vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
         except InputError as error:
