@@ -213,7 +213,8 @@ class SoupConfig:
 @dataclasses.dataclass(frozen=True)
 class Config:
     seed: int = 0
-    # classification | multilabel: any number of labels for an example | regression: a number
+    # classification | multilabel: any number of labels for an example | regression: a number | tagging: a tag for each
+    # word
     task: str = "classification"
     model: ModelConfig = ModelConfig()
     data: DataConfig = DataConfig()
@@ -262,10 +263,20 @@ AUTO_FIELDS = (
 )
 
 # Task -> what selects the best checkpoint where `eval.metric` is not set.
-DEFAULT_METRICS = {"classification": "accuracy", "multilabel": "mAP", "regression": "spearman"}
+DEFAULT_METRICS = {
+    "classification": "accuracy",
+    "multilabel": "mAP",
+    "regression": "spearman",
+    "tagging": "f1",
+}
 
 # Task -> its loss where `train.loss` is not set.
-DEFAULT_LOSSES = {"classification": "cross_entropy", "multilabel": "bce", "regression": "mse"}
+DEFAULT_LOSSES = {
+    "classification": "cross_entropy",
+    "multilabel": "bce",
+    "regression": "mse",
+    "tagging": "cross_entropy",
+}
 
 _LOWER_IS_BETTER = ("loss", "mse", "mae")
 

@@ -145,7 +145,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     found = setup.evaluate(split, values)
     summary = run_facts(setup, "evaluate") | facts
     summary |= {"steps": step, "seconds": time.perf_counter() - begun}
-    summary |= results(name, found, setup.model.meta.class_names)
+    summary |= results(name, found)
     summary["compilations/eval_step"] = setup.eval_step._cache_size()  # type: ignore[attr-defined]
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder.evaluation, summary)
@@ -305,7 +305,7 @@ def _train(
     name = setup.held_out
     if name in splits:
         found = setup.evaluate(splits[name], values)
-        summary |= results(name, found, setup.model.meta.class_names)
+        summary |= results(name, found)
         summary["compilations/eval_step"] = setup.eval_step._cache_size()  # type: ignore[attr-defined]
         make_report(setup, folder, summary, found, splits[name], name, table=table, command=command)
         print(f"{name}: {found.headline()}")

@@ -102,7 +102,7 @@ class Setup:
             split, batch_size=config.eval.batch_size or config.train.batch_size
         )
         found = collect(batches, lambda batch: step(values, place_batch(batch, self.mesh)))
-        return self.task.evaluation(*found, self.model.num_classes)
+        return self.task.evaluation(*found, self.model.meta.class_names)
 
     def open(self, *names: str) -> dict[str, pipeline.Split]:
         """Returns those of the named splits that exist, as the network reads them, decoded where they fit."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -44,13 +44,11 @@ def run_facts(setup: Setup, mode: str) -> dict[str, Any]:
     }
 
 
-def results(name: str, found: Evaluation, class_names: Sequence[str]) -> dict[str, Any]:
+def results(name: str, found: Evaluation) -> dict[str, Any]:
     """Returns `test/accuracy` and the others, with `test/per_class_accuracy` where it is defined."""
     summary = {f"{name}/{key}": value for key, value in found.summary().items()}
-    for key, values in found.per_class().items():
-        per_class = zip(class_names, values, strict=True)
-        summary[f"{name}/per_class_{key}"] = {k: float(v) for k, v in per_class if not np.isnan(v)}
-    return summary
+    per_class = found.per_class().items()
+    return summary | {f"{name}/per_class_{key}": values for key, values in per_class}
 
 
 def make_report(
@@ -66,7 +64,6 @@ def make_report(
     table_title: str = "What was trained",
 ) -> None:
     """Writes report.md and its pictures into the workdir."""
-    names = split.examples.class_names
     worst = found.worst(WORST_KEPT)
     shown = [
         Shown(int(index), displayable(image), split.examples.name(int(index)))
@@ -82,7 +79,7 @@ def make_report(
         plan_table=table,
         records=logging.read_records(folder.path),
         split=name,
-        section=found.section(names, shown),
+        section=found.section(shown),
         table_title=table_title,
     )
     write_report(folder.path, report)

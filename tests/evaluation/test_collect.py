@@ -13,7 +13,7 @@ def evaluation(targets, predictions, losses=None, classes=3):
         "probability": np.ones(count, np.float32),
         "top5": np.ones(count, np.float32),
     }
-    return Evaluation(np.array(targets), outcomes, classes)
+    return Evaluation(np.array(targets), outcomes, "abcdef"[:classes])
 
 
 def test_summary_confusion_and_per_class():
@@ -24,6 +24,7 @@ def test_summary_confusion_and_per_class():
     assert summary == {"loss": 3.2, "accuracy": 0.6, "correct": 3, "examples": 5}
     assert found.confusion().tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
     np.testing.assert_array_equal(found.per_class_accuracy(), [0.5, 2 / 3, np.nan])
+    assert found.per_class() == {"accuracy": {"a": 0.5, "b": 2 / 3}}
 
 
 def test_top5_is_shown_where_there_are_more_than_five_classes():
@@ -51,7 +52,7 @@ def test_padding_is_dropped():
             "top5": zeros,
         }
 
-    found = Evaluation(*collect(batches, evaluate), 3)
+    found = Evaluation(*collect(batches, evaluate), "abc")
     assert found.targets.tolist() == [0, 1, 2]
     summary = found.summary()
     assert (summary["accuracy"], summary["correct"], summary["examples"]) == (2 / 3, 2, 3)

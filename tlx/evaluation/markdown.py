@@ -9,6 +9,7 @@ import numpy as np
 
 LONG_TABLE = 40  # rows; longer tables are folded
 WORST = 20  # rows shown of what is sorted by how bad it is
+LONG_TEXT = 400  # characters; of longer ones a table shows the beginning
 
 
 def escape(text: str) -> str:
@@ -16,6 +17,11 @@ def escape(text: str) -> str:
     text = " ".join(text.split())
     text = text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_\[\]|~$#])", r"\\\1", text)
+
+
+def shortened(text: str) -> str:
+    """Returns the text, or the beginning of a long one with an ellipsis."""
+    return text if len(text) <= LONG_TEXT else text[:LONG_TEXT].rstrip() + "…"
 
 
 def fence(text: str, language: str) -> str:

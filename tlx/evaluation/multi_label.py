@@ -8,7 +8,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlx.evaluation import figures
-from tlx.evaluation.markdown import WORST, class_table, escape, folded, table
+from tlx.evaluation.markdown import WORST, class_table, escape
+from tlx.evaluation.mistakes import pictured, shown_mistakes, source_cells, source_header
 from tlx.evaluation.report import Section
 
 CURVES = ("loss", "f1_micro", "mAP")
@@ -31,13 +32,14 @@ class ClassScores:
 class Mistake:
     """An example that was not given exactly its labels."""
 
-    image: np.ndarray  # uint8 [H, W, 3]
-    name: str  # where the picture comes from
+    image: np.ndarray | None  # uint8 [H, W, 3]; None: the example is a text
+    name: str  # where the example comes from
     targets: Sequence[int]  # classes
     predicted: Sequence[int]
     furthest: int  # the class whose prediction is furthest from the truth
     probability: float  # that was given to it
     loss: float
+    text: str = ""
 
 
 def section(
@@ -63,8 +65,15 @@ def section(
         parts = _class_parts(scores, class_names, right, examples)
     if worst:
         parts += _mistake_parts(worst, class_names, examples - right)
-    draw = (lambda path: figures.mistakes(_captioned(worst, class_names), path)) if worst else None
-    return Section(parts, {"mistakes": draw}, CURVES)
+    return Section(
+        parts,
+        {
+            "mistakes": (lambda path: figures.mistakes(_captioned(worst, class_names), path))
+            if pictured(worst)
+            else None
+        },
+        CURVES,
+    )
 
 
 def _class_parts(
@@ -104,7 +113,7 @@ def _mistake_parts(worst: Sequence[Mistake], class_names: Sequence[str], wrong: 
 
     rows = [
         (
-            escape(m.name),
+            *source_cells(m),
             listed(m.targets),
             listed(m.predicted),
             escape(class_names[m.furthest]),
@@ -113,12 +122,13 @@ def _mistake_parts(worst: Sequence[Mistake], class_names: Sequence[str], wrong: 
         )
         for m in worst
     ]
-    header = ("example", "true", "predicted", "furthest off", "its probability", "loss")
+    names = ("true", "predicted", "furthest off", "its probability", "loss")
+    header = (*source_header(worst), *names)
+    place = "below" if pictured(worst) else "beside"
     return [
         "### Worst mistakes",
-        f"{which}; below the true labels the one whose probability is furthest from the truth.",
-        "![Grid of the worst mistakes](report/mistakes.png)",
-        folded("Their names", table(header, rows, align="llllrr")),
+        f"{which}; {place} the true labels the one whose probability is furthest from the truth.",
+        *shown_mistakes(worst, header, rows, align="lllrr"),
     ]
 
 
@@ -132,6 +142,7 @@ def _captioned(
     for mistake in worst:
         furthest = f"{name(mistake.furthest, 18)}: {figures.percent(mistake.probability)}"
         names = [name(label, _WIDTH) for label in mistake.targets]
+        assert mistake.image is not None
         captioned.append((mistake.image, f"true: {_fitting(names)}", furthest))
     return captioned
 

@@ -21,8 +21,16 @@ class Shown:
     """An example as a report can show it."""
 
     index: int  # in its split
-    image: np.ndarray  # uint8 [H, W, 3]
-    name: str  # where the picture comes from: a file, or a split and an index
+    image: np.ndarray | None  # uint8 [H, W, 3]; None: it is a text
+    name: str  # where the example comes from: a file, or a split and an index
+    text: str | tuple[str, ...] = (
+        ""  # or its parts: the words of a tagged sentence, a pair of texts
+    )
+
+    @property
+    def as_text(self) -> str:
+        """The text with its parts one after the other."""
+        return self.text if isinstance(self.text, str) else " / ".join(self.text)
 
 
 @dataclasses.dataclass(frozen=True)

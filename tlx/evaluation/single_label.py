@@ -9,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlx.evaluation import figures
-from tlx.evaluation.markdown import WORST, class_table, escape, folded, table
+from tlx.evaluation.markdown import WORST, class_table, escape, table
+from tlx.evaluation.mistakes import pictured, shown_mistakes, source_cells, source_header
 from tlx.evaluation.report import Section
 
 FEW_CLASSES = 20  # up to here the confusion matrix is readable with a number in every cell
@@ -20,12 +21,13 @@ CURVES = ("loss", "accuracy")
 class Mistake:
     """One wrong prediction."""
 
-    image: np.ndarray  # uint8 [H, W, 3]
-    name: str  # where the picture comes from: a file, or a split and an index
+    image: np.ndarray | None  # uint8 [H, W, 3]; None: the example is a text
+    name: str  # where the example comes from: a file, or a split and an index
     target: str  # class names
     predicted: str
     probability: float  # of the predicted class
     loss: float
+    text: str = ""
 
 
 def section(
@@ -56,7 +58,7 @@ def section(
             if confusion.sum()
             else None,
             "mistakes": (lambda path: figures.mistakes(_captioned(worst, class_names), path))
-            if worst
+            if pictured(worst)
             else None,
         },
         CURVES,
@@ -76,6 +78,7 @@ def _captioned(
         true = figures.drawable(mistake.target, numbers.get(mistake.target, "?"), 24)
         guess = figures.drawable(mistake.predicted, numbers.get(mistake.predicted, "?"), 18)
         lower = f"pred: {guess}, {figures.percent(mistake.probability)}"
+        assert mistake.image is not None
         captioned.append((mistake.image, f"true: {true}", lower))
     return captioned
 
@@ -99,7 +102,7 @@ def _mistake_parts(worst: list[Mistake], wrong: int) -> list[str]:
     of = f", of {wrong:,}," if wrong > len(worst) else ""
     rows = [
         (
-            escape(m.name),
+            *source_cells(m),
             escape(m.target),
             escape(m.predicted),
             f"{m.probability:.3f}",
@@ -107,14 +110,13 @@ def _mistake_parts(worst: list[Mistake], wrong: int) -> list[str]:
         )
         for m in worst
     ]
-    header = ("example", "true", "predicted", "probability", "loss")
+    header = (*source_header(worst), "true", "predicted", "probability", "loss")
     return [
         "### Worst mistakes",
         f"{which}{of} with the highest loss, with the probability given to the wrong class."
         if len(worst) > 1 or of
         else f"{which}, with the probability given to the wrong class.",
-        "![Grid of the worst mistakes](report/mistakes.png)",
-        folded("Their names", table(header, rows, align="lllrr")),
+        *shown_mistakes(worst, header, rows, align="llrr"),
     ]
 
 

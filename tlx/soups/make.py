@@ -275,7 +275,7 @@ def _write(
     summary["params/averaged"] = count_parameters(setup.leaves, plan.trainable)
     found = setup.evaluate(networks.splits[name], network) if name in networks.splits else None
     if found is not None:
-        summary |= results(name, found, setup.model.meta.class_names)
+        summary |= results(name, found)
         print(f"{name}: {found.headline()}")
     folder.path.parent.mkdir(parents=True, exist_ok=True)
     with new_folder(folder.path) as path:

@@ -19,6 +19,7 @@ TASKS = {
     "classification": "tlx.tasks.classification",
     "multilabel": "tlx.tasks.multilabel",
     "regression": "tlx.tasks.regression",
+    "tagging": "tlx.tasks.tagging",
 }
 
 Batch = Any  # {inputs, targets, weight, index}, on the devices
@@ -37,6 +38,12 @@ class LossOptions:
 PLAIN = LossOptions()
 
 
+def by_class(class_names: Sequence[str], values: np.ndarray) -> dict[str, float]:
+    """Returns class -> value for `Evaluation.per_class`; float [C], NaN where it is not defined."""
+    named = zip(class_names, values.tolist(), strict=True)
+    return {name: value for name, value in named if not np.isnan(value)}
+
+
 class Evaluation(Protocol):
     """What the evaluation of a split found."""
 
@@ -48,15 +55,15 @@ class Evaluation(Protocol):
         """Returns the numbers that a person wants to see first."""
         ...
 
-    def per_class(self) -> dict[str, np.ndarray]:
-        """Returns name -> float [C], for the summary; NaN where a class has no such number."""
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Returns name -> class -> value, for the summary; without classes that have no such number."""
         ...
 
     def worst(self, limit: int) -> np.ndarray:
         """Returns the indices of at most `limit` examples that are wrong, the worst first."""
         ...
 
-    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+    def section(self, worst: Sequence[Shown]) -> Section:
         """Returns what a report says about the split; `worst` are the examples of that name."""
         ...
 
@@ -64,7 +71,7 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """What the loop asks of a task: its loss and its metrics. The model owns the head."""
 
-    TARGETS: str  # class: int32 [B] | multi_hot: [B, classes] of 0 and 1 | number: float32 [B]
+    TARGETS: str  # class: int32 [B] | multi_hot: [B, classes] of 0 and 1 | number: float32 [B] | tags: int32 [B, T]
 
     def metrics(self, num_classes: int) -> tuple[str, ...]:
         """Returns the metrics by which the best checkpoint may be chosen, the default one first."""
@@ -73,7 +80,7 @@ class Task(Protocol):
     def loss_options(
         self, config: TrainConfig, labels: np.ndarray, class_names: Sequence[str]
     ) -> LossOptions:
-        """Returns what the config says about the loss; `labels` are those of the training split.
+        """Returns what the config says about the loss; `labels` are the targets of the training split.
 
         Raises:
           InputError: a loss or class weights that the task does not have.
@@ -97,7 +104,7 @@ class Task(Protocol):
         ...
 
     def evaluation(
-        self, targets: np.ndarray, outcomes: dict[str, np.ndarray], num_classes: int
+        self, targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
     ) -> Evaluation:
         """Returns the evaluation of a whole split from its examples' outcomes."""
         ...

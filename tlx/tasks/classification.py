@@ -15,7 +15,7 @@ from tlx.errors import InputError
 from tlx.evaluation import single_label
 from tlx.evaluation.class_counts import ClassCounts
 from tlx.evaluation.report import Section, Shown
-from tlx.tasks import PLAIN, LossOptions, losses
+from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
 TARGETS = "class"
 TOP_K = 5
@@ -97,7 +97,12 @@ class Evaluation:
 
     targets: np.ndarray  # int [N]
     outcomes: dict[str, np.ndarray]  # per example, in the split's order
-    num_classes: int
+    class_names: Sequence[str]
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.class_names)
 
     @property
     def correct(self) -> int:
@@ -144,9 +149,9 @@ class Evaluation:
         total = confusion.sum(axis=1)
         return np.where(total > 0, np.diag(confusion) / np.maximum(total, 1), np.nan)
 
-    def per_class(self) -> dict[str, np.ndarray]:
-        """Returns the accuracy of each class, [C]; NaN for one without examples."""
-        return {"accuracy": self.per_class_accuracy()}
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Returns the accuracy of each class that has examples."""
+        return {"accuracy": by_class(self.class_names, self.per_class_accuracy())}
 
     def worst(self, limit: int) -> np.ndarray:
         """Returns the indices of the wrong predictions with the highest loss."""
@@ -154,9 +159,9 @@ class Evaluation:
         order = np.argsort(-self.outcomes["loss"][wrong], kind="stable")
         return wrong[order][:limit]
 
-    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+    def section(self, worst: Sequence[Shown]) -> Section:
         """Returns what a report says: the confusion matrix, accuracies, and the worst mistakes."""
-        found = self.outcomes
+        found, class_names = self.outcomes, self.class_names
         mistakes = [
             single_label.Mistake(
                 image=shown.image,
@@ -165,6 +170,7 @@ class Evaluation:
                 predicted=class_names[found["prediction"][shown.index]],
                 probability=float(found["probability"][shown.index]),
                 loss=float(found["loss"][shown.index]),
+                text=shown.as_text,
             )
             for shown in worst
         ]

@@ -19,7 +19,7 @@ from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import multi_label
 from tlx.evaluation.report import Section, Shown
-from tlx.tasks import PLAIN, LossOptions, losses
+from tlx.tasks import PLAIN, LossOptions, by_class, losses
 
 TARGETS = "multi_hot"
 
@@ -110,7 +110,7 @@ class Evaluation:
 
     targets: np.ndarray  # [N, C] of 0 and 1
     outcomes: dict[str, np.ndarray]  # per example, in the split's order
-    num_classes: int
+    class_names: Sequence[str]
 
     @functools.cached_property
     def given(self) -> np.ndarray:
@@ -165,9 +165,10 @@ class Evaluation:
             f"  ({found['examples']:,} examples)"
         )
 
-    def per_class(self) -> dict[str, np.ndarray]:
-        """Returns average precision and F1 of each class, [C]; NaN where they are not defined."""
-        return {"ap": self.scores.average_precision, "f1": self.scores.f1}
+    def per_class(self) -> dict[str, dict[str, float]]:
+        """Returns average precision and F1 of each class, where they are defined."""
+        scores = {"ap": self.scores.average_precision, "f1": self.scores.f1}
+        return {name: by_class(self.class_names, values) for name, values in scores.items()}
 
     def worst(self, limit: int) -> np.ndarray:
         """Returns the indices of examples that were not given their labels, highest loss first."""
@@ -175,11 +176,11 @@ class Evaluation:
         losses = np.nan_to_num(self.outcomes["loss"][wrong], nan=np.inf)
         return wrong[np.argsort(-losses, kind="stable")][:limit]
 
-    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+    def section(self, worst: Sequence[Shown]) -> Section:
         """Returns what a report says: a table of the classes, and the worst mistakes."""
         return multi_label.section(
             self.scores,
-            class_names,
+            self.class_names,
             [self._mistake(shown) for shown in worst],
             right=int(self.right.sum()),
             examples=len(self.targets),
@@ -198,6 +199,7 @@ class Evaluation:
             furthest=furthest,
             probability=float(0.5 + 0.5 * np.tanh(0.5 * logits[furthest])),
             loss=float(self.outcomes["loss"][shown.index]),
+            text=shown.as_text,
         )
 
 

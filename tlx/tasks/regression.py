@@ -141,13 +141,16 @@ class Evaluation:
         order = np.argsort(-off, kind="stable")
         return order[off[order] > 0][:limit]
 
-    def section(self, class_names: Sequence[str], worst: Sequence[Shown]) -> Section:
+    def section(self, worst: Sequence[Shown]) -> Section:
         """Returns what a report says: predictions against targets, and the worst mistakes."""
-        del class_names
         predictions = self.outcomes["prediction"]
         mistakes = [
             regression.Mistake(
-                shown, float(self.targets[shown.index]), float(predictions[shown.index])
+                image=shown.image,
+                name=shown.name,
+                text=shown.as_text,
+                target=float(self.targets[shown.index]),
+                predicted=float(predictions[shown.index]),
             )
             for shown in worst
         ]
@@ -155,10 +158,10 @@ class Evaluation:
 
 
 def evaluation(
-    targets: np.ndarray, outcomes: dict[str, np.ndarray], num_classes: int
+    targets: np.ndarray, outcomes: dict[str, np.ndarray], class_names: Sequence[str]
 ) -> Evaluation:
     """Returns the evaluation of a whole split; there are no classes."""
-    del num_classes
+    del class_names
     return Evaluation(targets, outcomes)
 
 

@@ -166,7 +166,7 @@ def make_step_function(
                 (jnp.arange(parts), *_in_parts((images, batch), parts)),
             )
             terms = {name: term.sum() for name, term in terms.items()}
-            logits = logits.swapaxes(0, 1).reshape(-1, logits.shape[-1])
+            logits = logits.swapaxes(0, 1).reshape(-1, *logits.shape[2:])
         further = {"source": source} if "init" in terms else {}
         if averages_statistics(state.optimizer):
             further["statistics"] = statistics
