@@ -18,7 +18,7 @@ GOOD = "Ann\tB-PER\nLee\tI-PER\nsits\tO\n\nRome\tB-LOC\n"
 def read(root: Path, *, training: bool = True, **config: Any) -> Splits:
     fields = {f"data.{key}": value for key, value in config.items()}
     built = build({"data.source": "conll", "data.root": str(root)}, fields)
-    return load_splits(built.data, 0, training=training)
+    return load_splits(built.data, 0, training=training, targets="tags", modality="text")
 
 
 def written(path: Path, text: str | bytes) -> Path:
@@ -187,7 +187,7 @@ def test_without_a_test_file_dev_is_the_test(tmp_path: Path) -> None:
     splits = read(tmp_path)
     assert splits.val is None and splits.test is not None and len(splits.test) == 2
     assert any("there is no test file: 'dev.conll' is the held-out test" in n for n in splits.notes)
-    assert f"{tmp_path}: 1 other files are not used, as readme.txt" in splits.notes
+    assert f"{tmp_path}: 1 files are not used, as readme.txt" in splits.notes
 
 
 def test_one_file_is_split_with_the_seed(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_one_file_is_split_with_the_seed(tmp_path: Path) -> None:
 def test_files_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(InputFileNotFoundError, match="is not there; expected a file of tagged"):
         read(tmp_path / "none.conll")
-    with pytest.raises(InputFileNotFoundError, match="holds no file of a split"):
+    with pytest.raises(InputFileNotFoundError, match=r"holds no train\.conll"):
         read(tmp_path)
     written(tmp_path / "mine.conll", GOOD)
     with pytest.raises(InputFileNotFoundError, match=r"is .*mine.conll meant\?"):

@@ -275,7 +275,7 @@ WRONG = {
     "NUL": (b"text,label\na,1\nb\0,0\n", r"line 3: a NUL byte"),
     "latin-1": (
         b"text,label\na,1\ncaf\xe9,0\n",
-        r"line 3: byte 0xe9 is not UTF-8; is the table latin-1 \(ISO-8859-1 or Windows-1252\)\?",
+        r"line 3: byte 0xe9 is not UTF-8, it may be latin-1 \(ISO-8859-1 or Windows-1252\); save",
     ),
     "UTF-16": ("text,label\na,1\n".encode("utf-16"), r"x\.csv is UTF-16; save it as UTF-8"),
     "split": (b"text,label,split\na,1,trian\n", r"line 2: the split is 'trian'.*mean 'train'\?"),

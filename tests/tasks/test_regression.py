@@ -29,7 +29,7 @@ def batch(targets: Any = TARGETS, weight: Any = None) -> dict[str, Any]:
 
 def evaluated(logits: Any = LOGITS, targets: Any = TARGETS) -> regression.Evaluation:
     found = jax.device_get(regression.outcomes(jnp.asarray(logits), batch(targets)))
-    return regression.evaluation(targets, found, 0)
+    return regression.evaluation(targets, found, ())
 
 
 @pytest.mark.parity
@@ -143,20 +143,24 @@ def test_worst_are_furthest_off() -> None:
     assert found.headline().endswith("mae 1.5000  (4 examples)")
 
 
+@pytest.mark.parametrize("pictures", [False, True])
 @pytest.mark.parametrize("broken", [False, True])
-def test_report(tmp_path: Path, broken: bool) -> None:
+def test_report(tmp_path: Path, broken: bool, pictures: bool) -> None:
     found = evaluated(np.full_like(LOGITS, np.nan) if broken else LOGITS)
-    picture = np.zeros((4, 4, 3), np.uint8)
+    picture = np.zeros((4, 4, 3), np.uint8) if pictures else None
     worst = found.worst(3)
-    shown = [Shown(int(i), picture, f"test.tsv line {i + 2}") for i in worst]
-    section = found.section((), shown)
+    text = ("one", "the other")
+    shown = [Shown(int(i), picture, f"test.tsv line {i + 2}", text) for i in worst]
+    section = found.section(shown)
     records = [{"step": 1, "train/loss": 2.0, "val/loss": 1.5, "val/spearman": 0.3}]
     write_report(tmp_path, Report("t", "", {}, "", records, "test", section))
     text = (tmp_path / "report.md").read_text()
     assert (tmp_path / "report" / "scatter.png").is_file() == (not broken)
+    assert (tmp_path / "report" / "mistakes.png").is_file() == pictures
     assert ("report/scatter.png" in text) == (not broken)
     index = int(worst[0])
-    row = f"| test.tsv line {index + 2} | {TARGETS[index]:.4g} | "
+    source = f"test.tsv line {index + 2}" + ("" if pictures else " | one / the other")
+    row = f"| {source} | {TARGETS[index]:.4g} | "
     assert row in text and text.count("test.tsv line") == 3
 
 
