@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tlx.config import TrainConfig
+from tlx.config import DEFAULT_LOSSES, TrainConfig
 from tlx.errors import InputError
 from tlx.evaluation import entities, tagged
 from tlx.evaluation import predictions as told
@@ -46,7 +46,7 @@ def loss_options(
       InputError: a loss that is not of one class for each word, or weights that do not fit the tags.
     """
     assert labels.dtype != np.uint8, "which tags occur, not the tags"
-    name, gamma = losses.parse_loss(config.loss)
+    name, gamma = losses.parse_loss(config.loss or DEFAULT_LOSSES["tagging"])
     if name == "bce":
         raise InputError(
             "train.loss: a word has one tag, which is fitted by cross_entropy or focal:GAMMA, not by bce"
