@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 import tlx
+from tests import text_tasks
 from tlx import config as config_lib
-from tlx import main
+from tlx import main, models
 
 ROOT = Path(__file__).parent.parent
 CONFIGS = sorted((ROOT / "configs").glob("*.py"))
@@ -52,10 +53,31 @@ def test_documented_commands_are_valid(line, monkeypatch):
     assert flags.get("--mode", "train") in main.MODES
 
 
+def small_texts(config, folder):
+    tagging = config.task == "tagging"
+    data = (text_tasks.entities if tagging else text_tasks.reviews)(folder / "data")
+    return {
+        "model.name": "bert",
+        "model.weights": str(text_tasks.folder(folder / "model")),
+        "data.source": "conll" if tagging else "table",
+        "data.root": str(data),
+        "data.max_length": 40,
+        "train.steps": 1,
+        "train.batch_size": 4,
+        "optimizer.warmup": "0",
+    }
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
 def test_config_runs_one_step_on_small_data(path, tmp_path):
     config = config_lib.build(config_lib.load(path))
+    if models.is_text(config.model.name):
+        summary = tlx.finetune(
+            config_lib.build(config, small_texts(config, tmp_path)), tmp_path / "run"
+        )
+        assert summary["steps"] == 1 and summary["test/examples"] == 20
+        return
     small = {
         "model.name": config.model.name.partition(".")[0],
         "model.weights": "none",

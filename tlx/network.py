@@ -52,7 +52,7 @@ class Opened:
         """
         model, own = config.model, self.meta
         shaped = pretrained.shaped(own, in_channels=model.in_channels, stem=model.stem)
-        shaped = dataclasses.replace(shaped, per_token=per_token(config))
+        shaped = dataclasses.replace(shaped, per_token=per_token(config), task=config.task)
         resolved = preprocess.resolve(shaped.preprocess, config.data)
         source = functools.partial(
             pretrained.source,

@@ -44,7 +44,9 @@ from tlx.weights.load import (
     open_weights,
 )
 from tlx.weights.meta import TextPreprocess, WeightsMeta
+from tlx.weights.naming import dtypes_of, tables_to_write
 from tlx.weights.peft_read import AdapterFiles
+from tlx.weights.text_write import TextFiles
 
 
 @functools.cache
@@ -321,6 +323,9 @@ def create_model(
     drop_path = checked("model.drop_path", drop_path, "drop_path")
     file = open_weights(name, chosen) if chosen != "none" else None
     new = num_classes is not None and file is not None and num_classes not in (0, file.num_classes)
+    meta = file.meta if file else models.default_meta(name)
+    if new:
+        meta = dataclasses.replace(meta, task="")
     found = source(
         name,
         file=file,
@@ -329,7 +334,7 @@ def create_model(
         head_init=head_init,
         missing_ok=missing_ok,
         meta=shaped(
-            file.meta if file else models.default_meta(name),
+            meta,
             in_channels=in_channels,
             image_size=image_size,
             stem=stem,
@@ -384,16 +389,19 @@ def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
     Adapters are merged into the layers that they belong to. Values that were not changed are written in the type
     they had in the file they came from; buffers that the network does not use are written as they were there.
 
+    Of a text model config.json and the tokenizer are written beside it: transformers opens the folder, and so does
+    `create_model`. Call the file model.safetensors.
+
     Args:
       model: with values.
       path: of the file, which ends in .safetensors.
       names: the project whose names are used ("torchvision", "timm", ...); "": that of the file which
-        the weights came from, or the first that the family knows. Another project's network may normalise with
-        another epsilon (`WeightsMeta.norm_epsilon`), which no weights file says.
+        the weights came from, or the first of the family's that has names for all values. Another project's network may
+        normalise with another epsilon (`WeightsMeta.norm_epsilon`), which no weights file says.
 
     Raises:
-      InputError: no such names for this model, it has no values or bottleneck adapters, or the file cannot be
-        written.
+      InputError: no such names for this model, it has no values or bottleneck adapters, a file cannot be
+        written, or the folder of a text model is another's.
     """
     meta, origin, path = model.meta.derived(), model.origin, Path(path)
     if path.suffix != ".safetensors":
@@ -402,18 +410,21 @@ def save_weights(model: Model, path: str | Path, *, names: str = "") -> None:
         raise InputError(f"{path} is there and is no file")
     if not path.parent.is_dir():
         raise InputError(f"cannot write {path}: there is no folder {path.parent}")
-    tables = {t.name: t for t in models.family(meta.architecture).key_tables(meta.architecture)}
-    chosen = names or (origin.table if origin else next(iter(tables)))
-    check_choice("names", chosen, tuple(tables))
-    own = origin if origin and origin.table == chosen else None
+    table, *_ = tables_to_write(model, names)
+    own = origin if origin and origin.table == table.name else None
     if any(isinstance(value, jax.ShapeDtypeStruct) for value in values(model).values()):
         raise InputError("the model has shapes and no values: make it with create_model or load")
     arrays = {name: np.asarray(value) for name, value in values(merged(model)).items()}
-    stored = tables[chosen].to_source(arrays, own.carried if own else None)
-    for name, dtype in own.dtypes if own else ():
-        if name in stored:
-            stored[name] = _narrowed(stored[name], dtype)
+    stored = table.to_source(arrays, own.carried if own else None)
+    for name, dtype in dtypes_of(model, table, arrays).items():
+        stored[name] = _narrowed(stored[name], dtype)
+    dtypes = {array.dtype.name for name, array in stored.items() if array.dtype.kind != "i"}
+    beside = TextFiles.of(meta, dtypes) if models.is_text(meta.architecture) else None
+    if beside is not None:
+        beside = beside.for_weights(path)
     write_safetensors(stored, path, {"tlx_meta": json.dumps(meta.to_json()), "format": "pt"})
+    if beside is not None:
+        beside.write(path.parent)
 
 
 def _narrowed(array: np.ndarray, dtype: str) -> np.ndarray:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tlx import config as config_lib
-from tlx import pretrained
+from tlx import models, pretrained
 from tlx.config import Config
 from tlx.data import pipeline
 from tlx.data.class_subset import subset_hint
@@ -48,6 +48,8 @@ from tlx.tuning.phases import describe
 from tlx.tuning.plan import audit, digests, make_plans
 from tlx.tuning.table import count_parameters, plan_table
 from tlx.weights.peft_write import save_adapters
+from tlx.weights.text_folder import WEIGHTS as TEXT_WEIGHTS
+from tlx.weights.text_write import class_of
 from tlx.workdir import Workdir
 
 AnyConfig = Config | Mapping[str, Any]  # also an ml_collections.ConfigDict
@@ -95,6 +97,8 @@ def finetune(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     lines += describe_decisions(starts)
     print(*lines, "", table, "", sep="\n", flush=True)
     splits = setup.open("train", "val", setup.held_out)
+    for name, split in splits.items():
+        print_lines(split.notes(name))
     with folder.locked():
         folder.write_config(given, setup.choices)
         with Checkpoints(folder.path, keep_last=config.checkpoint.keep_last) as checkpoints:
@@ -142,6 +146,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
         raise InputError(
             "the data has neither a test nor a validation split: set data.test_fraction"
         )
+    print_lines(split.notes(name))
     found = setup.evaluate(split, values)
     summary = run_facts(setup, "evaluate") | facts
     summary |= {"steps": step, "seconds": time.perf_counter() - begun}
@@ -192,7 +197,8 @@ def load(workdir: str | Path, *, checkpoint: str = "") -> Model:
 def export(workdir: str | Path, *, checkpoint: str = "") -> list[Path]:
     """Writes the trained model of a workdir for other programs; returns the files and folders.
 
-    `export/ARCHITECTURE.safetensors` is the whole network under its source's names, adapters merged into it;
+    `export/ARCHITECTURE.safetensors` is the whole network under its source's names, adapters merged into it; of a text model
+    `export/` is a folder that transformers and tlx open, with model.safetensors, config.json and the tokenizer.
     `export/adapter/` has LoRA, DoRA or IA3 adapters alone, with the head, in peft's layout.
 
     Raises:
@@ -200,9 +206,16 @@ def export(workdir: str | Path, *, checkpoint: str = "") -> list[Path]:
     """
     model, folder = load(workdir, checkpoint=checkpoint), Path(workdir) / "export"
     folder.mkdir(exist_ok=True)
-    written = [folder / f"{model.meta.architecture}.safetensors"]
-    pretrained.save_weights(model, written[0])
+    is_text = models.is_text(model.meta.architecture)
+    path = folder / (TEXT_WEIGHTS[0] if is_text else f"{model.meta.architecture}.safetensors")
+    pretrained.save_weights(model, path)
+    written = [folder if is_text else path]
     print(f"written: {written[0]}", flush=True)
+    if is_text and not class_of(model.meta):
+        print(
+            "note: the weights that it was trained from have no pooler, and so neither has it: tlx opens the folder, but "
+            "transformers' classifier of this family would draw one at random"
+        )
     if any(adapted_layers(model)):
         try:
             save_adapters(model, folder / "adapter")
@@ -312,6 +325,12 @@ def _train(
     write_json_atomic(folder.summary, summary)
     print(f"report: {folder.path}/report.md", flush=True)
     return summary
+
+
+def print_lines(lines: Sequence[str]) -> None:
+    """Prints each line; nothing where there is none."""
+    for line in lines:
+        print(line, flush=True)
 
 
 def refuse_random_values(setup: Setup) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import prepared_tfds
 import pytest
 from PIL import Image
 
@@ -34,10 +35,7 @@ TENSOR = {
         "shape": {"dimensions": ["6", "5", "1"]},
     },
 }
-LABEL = {
-    "pythonClassName": "tensorflow_datasets.core.features.class_label_feature.ClassLabel",
-    "classLabel": {"numClasses": "3"},
-}
+LABEL = prepared_tfds.label(3)
 
 
 def read(data_dir: Path, name: str = "toy", **config: Any) -> Splits:
@@ -53,16 +51,7 @@ def png(pixels: np.ndarray) -> bytes:
 
 
 def record(image: bytes | np.ndarray, label: int) -> bytes:
-    from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
-
-    if isinstance(image, bytes):
-        value = tf_feature_pb2.Feature(bytes_list=tf_feature_pb2.BytesList(value=[image]))
-    else:
-        numbers = tf_feature_pb2.Int64List(value=image.ravel().tolist())
-        value = tf_feature_pb2.Feature(int64_list=numbers)
-    number = tf_feature_pb2.Feature(int64_list=tf_feature_pb2.Int64List(value=[label]))
-    features = tf_feature_pb2.Features(feature={"image": value, "label": number})
-    return tf_example_pb2.Example(features=features).SerializeToString()
+    return prepared_tfds.record(image=image, label=label)
 
 
 def prepared(
@@ -73,44 +62,17 @@ def prepared(
     file_format: str = "array_record",
 ) -> Path:
     """Writes a data set as tfds prepares it: 8 training and 4 test examples, unless given."""
-    from array_record.python.array_record_module import ArrayRecordWriter
-
     if splits is None:
         records = [record(png(PIXELS[i]), i % 3) for i in range(12)]
         splits = {"train": records[:8], "test": records[8:]}
-    folder = data_dir / place
-    folder.mkdir(parents=True)
-    name = place.split("/")[0]
-    for split, records in splits.items():
-        path = folder / f"{name}-{split}.{file_format}-00000-of-00001"
-        writer = ArrayRecordWriter(str(path), "group_size:1")
-        for content in records:
-            writer.write(content)
-        writer.close()
-    info = {
-        "name": name,
-        "version": place.split("/")[-1],
-        "fileFormat": file_format,
-        "splits": [
-            {
-                "name": split,
-                "numBytes": str(sum(map(len, records))),
-                "shardLengths": [str(len(records))],
-                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-            }
-            for split, records in splits.items()
-        ],
-    }
-    if place.count("/") == 2:
-        info["configName"] = place.split("/")[1]
-    (folder / "dataset_info.json").write_text(json.dumps(info))
-    tree = {
-        "pythonClassName": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
-        "featuresDict": {"features": features or {"image": IMAGE, "label": LABEL}},
-    }
-    (folder / "features.json").write_text(json.dumps(tree))
-    (folder / "label.labels.txt").write_text("ape\nbear\ncat\n")
-    return folder
+    return prepared_tfds.write(
+        data_dir,
+        place,
+        splits,
+        features or {"image": IMAGE, "label": LABEL},
+        names={"label": "ape\nbear\ncat\n"},
+        file_format=file_format,
+    )
 
 
 @pytest.fixture

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 
 from tlx.evaluation.collect import collect
 from tlx.tasks.classification import Evaluation
@@ -12,14 +13,18 @@ def evaluation(targets, predictions, losses=None, classes=3):
         "probability": np.ones(count, np.float32),
         "top5": np.ones(count, np.float32),
     }
-    return Evaluation(np.array(targets), outcomes, classes)
+    return Evaluation(np.array(targets), outcomes, "abcdef"[:classes])
 
 
 def test_summary_confusion_and_per_class():
     found = evaluation([0, 0, 1, 1, 1], [0, 1, 1, 1, 0], [1, 2, 3, 4, 6], classes=3)
-    assert found.summary() == {"loss": 3.2, "accuracy": 0.6, "correct": 3, "examples": 5}
+    summary = found.summary()
+    assert summary.pop("f1") == summary.pop("macro_f1") == pytest.approx((2 / 4 + 4 / 6) / 2)
+    assert summary.pop("matthews") == pytest.approx(1 / 6)
+    assert summary == {"loss": 3.2, "accuracy": 0.6, "correct": 3, "examples": 5}
     assert found.confusion().tolist() == [[1, 1, 0], [1, 2, 0], [0, 0, 0]]
     np.testing.assert_array_equal(found.per_class_accuracy(), [0.5, 2 / 3, np.nan])
+    assert found.per_class() == {"accuracy": {"a": 0.5, "b": 2 / 3}}
 
 
 def test_top5_is_shown_where_there_are_more_than_five_classes():
@@ -47,6 +52,7 @@ def test_padding_is_dropped():
             "top5": zeros,
         }
 
-    found = Evaluation(*collect(batches, evaluate), 3)
+    found = Evaluation(*collect(batches, evaluate), "abc")
     assert found.targets.tolist() == [0, 1, 2]
-    assert found.summary() == {"loss": 1.0, "accuracy": 2 / 3, "correct": 2, "examples": 3}
+    summary = found.summary()
+    assert (summary["accuracy"], summary["correct"], summary["examples"]) == (2 / 3, 2, 3)

@@ -9,7 +9,7 @@ from PIL import Image
 
 from tlx.evaluation import figures
 from tlx.evaluation.markdown import escape
-from tlx.evaluation.report import Report, write_report
+from tlx.evaluation.report import Report, Shown, write_report
 from tlx.evaluation.single_label import Mistake, section
 
 RECORDS = [
@@ -225,3 +225,23 @@ def test_a_full_disk_leaves_the_old_report(tmp_path, monkeypatch):
         write_report(tmp_path, make_report(title="another"))
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
     assert (tmp_path / "report.md").read_bytes() == before
+
+
+def test_mistakes_of_texts_are_a_table_without_a_picture(tmp_path):
+    write_report(tmp_path, make_report())  # whose picture goes
+    wrong = [
+        Mistake(None, f"test.csv line {i}", "ant", "bee", 0.9, float(i), text)
+        for i, text in enumerate(["a|b *c*", "x" * 2000])
+    ]
+    text = write_report(tmp_path, make_report(mistakes=wrong)).read_text()
+    assert pictures(tmp_path) == {"curves", "confusion"}
+    rows = tables(text)[-1]
+    assert rows[0] == ["example", "text", "true", "predicted", "probability", "loss"]
+    assert rows[2] == ["test.csv line 1", "x" * 400 + "…", "ant", "bee", "0.900", "1"]
+    assert rows[3] == ["test.csv line 0", r"a\|b \*c\*", "ant", "bee", "0.900", "0"]
+    assert "Grid" not in text and "<details>" not in text
+
+
+def test_the_text_of_a_shown_example_has_all_its_parts():
+    assert Shown(0, None, "x", "one text").as_text == "one text"
+    assert Shown(0, None, "x", ("a premise", "a hypothesis")).as_text == "a premise / a hypothesis"

@@ -23,7 +23,7 @@ def batch(targets=TARGETS, weight=None):
 
 def evaluated(logits=LOGITS, targets=TARGETS):
     found = jax.device_get(multilabel.outcomes(jnp.asarray(logits), batch(targets)))
-    return multilabel.Evaluation(targets, found, targets.shape[1])
+    return multilabel.Evaluation(targets, found, "abcdefg"[: targets.shape[1]])
 
 
 @pytest.mark.parity
@@ -121,7 +121,10 @@ def test_metrics_are_scikit_learns():
     )
     np.testing.assert_allclose(found.scores.precision, precision)
     np.testing.assert_allclose(found.scores.recall, recall)
-    np.testing.assert_allclose(found.per_class()["f1"], each)
+    np.testing.assert_allclose(found.scores.f1, each)
+    f1, ap = found.per_class()["f1"], found.per_class()["ap"]
+    assert f1 == pytest.approx({name: each["abcdefg".index(name)] for name in f1})
+    assert [*ap] == [*"abcdef"]  # none of the last
     np.testing.assert_array_equal(found.scores.support, support)
 
 
@@ -152,7 +155,7 @@ def test_what_is_not_a_number_is_not_right():
     worst = evaluated(np.where(TARGETS > 0, -1, 1).astype(np.float32)).summary()
     assert summary["mAP"] == worst["mAP"] < 0.5
     assert len(found.worst(99)) == 40
-    section = found.section([*"abcdefg"], [Shown(3, np.zeros((2, 2, 3), np.uint8), "x")])
+    section = found.section([Shown(3, np.zeros((2, 2, 3), np.uint8), "x")])
     assert "| nan | nan |" in section.parts[-1]
 
 
@@ -186,3 +189,14 @@ def test_worst_are_those_without_exactly_their_labels_by_loss():
     np.testing.assert_allclose(
         [m.probability for m in mistakes], 1 / (1 + np.exp([8.0, -3, -2])), rtol=1e-6
     )
+
+
+def test_mistakes_of_texts_are_a_table_without_a_picture():
+    found = evaluated()
+    worst = [Shown(int(i), None, f"line {i}", "some | text") for i in found.worst(3)]
+    section = found.section(worst)
+    assert section.pictures == {"mistakes": None}
+    header, _, *rows = section.parts[-1].splitlines()
+    assert header.startswith("| example | text | true | predicted | furthest off |")
+    assert len(rows) == 3 and all(r"| some \| text |" in row for row in rows)
+    assert "beside the true labels" in section.parts[-2]

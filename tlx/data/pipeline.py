@@ -79,6 +79,11 @@ class Split:
         """Returns both as they are: evaluation is in the examples' order."""
         return targets, outcomes
 
+    def notes(self, name: str) -> list[str]:
+        """Returns nothing: pictures are cut as their preprocessing says."""
+        del name
+        return []
+
     @property
     def fingerprint(self) -> str:
         """Identifies the inputs: the examples and how they are cut."""
@@ -125,6 +130,10 @@ class Whole(Rows, Protocol):
 
     @property
     def in_memory(self) -> np.ndarray | None: ...
+
+    def notes(self, name: str) -> list[str]:
+        """Returns lines for the log on what the network does not see of the split of that name."""
+        ...
 
 
 class Standing:

@@ -36,8 +36,8 @@ class Examples(Protocol):
 
     @property
     def labels(self) -> np.ndarray:
-        """int32 [N]; uint8 [N, classes] of 0 and 1 where an example may have several labels; or float32 [N] of a
-        regression.
+        """int32 [N]; uint8 [N, classes] of 0 and 1 where an example may have several labels, or of sentences which tags
+        are there; or float32 [N] of a regression.
 
         Known without decoding a picture.
         """
@@ -190,7 +190,7 @@ def _check_labels(splits: Splits, targets: str) -> None:
     for split, examples in splits.given().items():
         if examples.class_names != names:
             raise InputError(f"the {split} split's class names differ from the other splits'")
-    needed = {"class": 2, "multi_hot": 1}.get(targets, 0)
+    needed = {"class": 2, "multi_hot": 1, "tags": 1}.get(targets, 0)
     if len(names) < needed:
         raise InputError(
             f"the data has {len(names)} class(es) {list(names)}; at least {needed} "
@@ -199,7 +199,7 @@ def _check_labels(splits: Splits, targets: str) -> None:
     for split, examples in splits.given().items():
         if targets == "class":
             _check_range(split, examples)
-        elif targets == "multi_hot":
+        elif targets in ("multi_hot", "tags"):
             assert examples.labels.shape == (len(examples), len(names)), examples.labels.shape
             assert np.isin(examples.labels, (0, 1)).all()
         elif targets == "number":

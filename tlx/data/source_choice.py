@@ -14,7 +14,7 @@ from tlx.errors import InputError
 if TYPE_CHECKING:
     from tlx.data.source import Splits
 
-CLASSES = ("class", "multi_hot")  # targets that are classes of an example
+CLASSES = ("class", "multi_hot", "tags")  # targets that are classes, not numbers
 
 
 @dataclasses.dataclass(frozen=True)

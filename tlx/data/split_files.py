@@ -10,7 +10,7 @@ from tlx.errors import InputError, InputFileNotFoundError
 
 
 def find_split_files(
-    text: str, suffixes: Sequence[str], expected: str
+    text: str, suffixes: Sequence[str], expected: str, what: str = "file"
 ) -> tuple[dict[str, Path], list[str]]:
     """Returns split -> file in the order train, val, test, one file as train; and notes for the user.
 
@@ -18,6 +18,7 @@ def find_split_files(
       text: data.root.
       suffixes: of such files, in lower case.
       expected: what an error says should be there.
+      what: one such file is called.
 
     Raises:
       InputError: a file of another suffix, or two files of one split.
@@ -25,16 +26,16 @@ def find_split_files(
     """
     root = Path(text).expanduser()
     if root.is_dir() and text:
-        return _in_folder(root, suffixes, expected)
+        return _in_folder(root, suffixes, expected, what)
     if not text or not root.exists():
         raise InputFileNotFoundError(f"config.data.root={text!r} is not there; expected {expected}")
     if not root.is_file() or root.suffix.lower() not in suffixes:
-        raise InputError(f"config.data.root={text!r}: expected {expected}")
+        raise InputError(f"config.data.root={text!r} is no {what}; expected {expected}")
     return {"train": root}, []
 
 
 def _in_folder(
-    root: Path, suffixes: Sequence[str], expected: str
+    root: Path, suffixes: Sequence[str], expected: str, what: str
 ) -> tuple[dict[str, Path], list[str]]:
     try:
         entries = sorted(root.iterdir(), key=lambda path: path.name)
@@ -56,10 +57,10 @@ def _in_folder(
     if not found:
         hint = f"; is {printable(beside[0])} meant?" if beside else ""
         raise InputFileNotFoundError(
-            f"{printable(root)} holds no file of a split; expected {expected}{hint}"
+            f"{printable(root)} holds no train{suffixes[0]}, val{suffixes[0]} or test{suffixes[0]}; expected {expected}{hint}"
         )
     notes = []
     if beside:
         example = printable(Path(beside[0].name))
-        notes.append(f"{printable(root)}: {len(beside)} other files are not used, as {example}")
+        notes.append(f"{printable(root)}: {len(beside)} {what}s are not used, as {example}")
     return {split: found[split] for split in ("train", "val", "test") if split in found}, notes

@@ -17,10 +17,11 @@ import numpy as np
 from tlx.config import DataConfig
 from tlx.data.picture_files import PictureFiles, printable
 from tlx.data.source import Splits, given_splits
-from tlx.data.table_columns import Role, find_roles, shown
+from tlx.data.table_columns import Role, find_roles
 from tlx.data.table_files import SPLIT, read_tables
 from tlx.data.table_labels import SEPARATOR, label_role, read_labels, several_notes
 from tlx.data.table_rows import Record, Schema
+from tlx.data.text_file import shown
 from tlx.errors import InputError, InputFileNotFoundError
 
 PATH = Role("path", ("path", "file", "filename", "image"))

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 
 from tlx.config import nearest
+from tlx.data.text_file import shown
 from tlx.errors import InputError
 
-_SHOWN = 80  # characters of a value in an error
 _LISTED = 10  # columns in an error
 
 
@@ -22,11 +22,6 @@ class Role:
     needed: bool = True
     column: str = ""  # that the config names; "": a usual one
     field: str = ""  # of the config, that names it; "": there is none
-
-
-def shown(text: str) -> str:
-    """Returns a value of the table as an error shows it: in quotes, on one line, not too long."""
-    return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
 
 
 def listed(columns: Sequence[str]) -> str:

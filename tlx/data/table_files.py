@@ -15,14 +15,13 @@ import numpy as np
 
 from tlx.config import nearest
 from tlx.data.picture_files import SPLIT_NAMES, printable
-from tlx.data.table_columns import Role, shown
+from tlx.data.split_files import find_split_files
+from tlx.data.table_columns import Role
 from tlx.data.table_rows import SUFFIXES, Record, Schema, read_records
-from tlx.errors import InputError, InputFileNotFoundError
+from tlx.data.text_file import shown
+from tlx.errors import InputError
 
 SPLIT = Role("split", ("split",), needed=False)
-
-# A folder may be of a class that is called dev, a table or a column's value is not.
-_NAMES = SPLIT_NAMES | {"dev": "val", "development": "val"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,51 +71,11 @@ def read_tables(text: str, schema: Schema) -> Tables:
         f"a .csv, .tsv or .jsonl of {' and '.join(schema.header.split(','))} (and split), or a "
         "folder with train.csv and test.csv"
     )
-    found, notes = _find(text, expected)
-    records = [record for table, split in found.items() for record in _read(table, split, schema)]
-    return Tables(next(iter(found)).parent, tuple(records), tuple(notes))
-
-
-def _find(text: str, expected: str) -> tuple[dict[Path, str], list[str]]:
-    """Returns the tables with the split that each one's name says, "" for a single one, and notes."""
-    root = Path(text).expanduser()
-    if root.is_dir() and text:
-        return _in_folder(root, expected)
-    if not text or not root.exists():
-        raise InputFileNotFoundError(f"config.data.root={text!r} is not there; expected {expected}")
-    if not root.is_file() or root.suffix.lower() not in SUFFIXES:
-        raise InputError(f"config.data.root={text!r} is no table; expected {expected}")
-    return {root: ""}, []
-
-
-def _in_folder(root: Path, expected: str) -> tuple[dict[Path, str], list[str]]:
-    try:
-        entries = sorted(root.iterdir(), key=lambda path: path.name)
-    except OSError as error:
-        raise InputError(f"{printable(root)} cannot be read: {error.strerror}") from error
-    tables = [
-        p for p in entries if p.suffix.lower() in SUFFIXES and p.name[0] != "." and p.is_file()
-    ]
-    found: dict[str, Path] = {}
-    for path in tables:
-        split = _NAMES.get(path.stem.lower())
-        if split in found:
-            raise InputError(
-                f"{printable(root)}: both {found[split].name!r} and {path.name!r} are {split}"
-            )
-        if split:
-            found[split] = path
-    beside = [path for path in tables if path not in found.values()]
-    if not found:
-        hint = f"; is {printable(beside[0])} meant?" if beside else ""
-        raise InputFileNotFoundError(
-            f"{printable(root)} holds no train.csv, val.csv or test.csv; expected {expected}{hint}"
-        )
-    notes = []
-    if beside:
-        example = printable(Path(beside[0].name))
-        notes.append(f"{printable(root)}: {len(beside)} tables are not used, as {example}")
-    return {found[split]: split for split in ("train", "val", "test") if split in found}, notes
+    found, notes = find_split_files(text, SUFFIXES, expected, "table")
+    if Path(text).expanduser().is_file():  # a column may say the splits of a single one
+        found = {"": next(iter(found.values()))}
+    records = [record for split, table in found.items() for record in _read(table, split, schema)]
+    return Tables(next(iter(found.values())).parent, tuple(records), tuple(notes))
 
 
 def _read(table: Path, split: str, schema: Schema) -> Iterator[Record]:
@@ -131,9 +90,9 @@ def _split(record: Record) -> str:
     if "split" not in record.values:
         return ""
     name = str(record.values["split"]).strip()
-    if name.lower() not in _NAMES:
+    if name.lower() not in SPLIT_NAMES:
         raise InputError(
             f"{record.where}: the split is {shown(name)}, expected train, val or test"
-            f"{nearest(name[:80], _NAMES)}"
+            f"{nearest(name[:80], SPLIT_NAMES)}"
         )
-    return _NAMES[name.lower()]
+    return SPLIT_NAMES[name.lower()]

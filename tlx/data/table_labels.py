@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from tlx.config import nearest
-from tlx.data.table_columns import Role, listed, shown
+from tlx.data.table_columns import Role, listed
 from tlx.data.table_rows import Record
+from tlx.data.text_file import shown
 from tlx.errors import InputError
 
 SEPARATOR = "|"  # between the labels of one example in a CSV; the others may delimit its columns

@@ -7,14 +7,13 @@ import csv
 import dataclasses
 import functools
 import io
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from tlx.data.picture_files import printable
-from tlx.data.table_columns import shown
+from tlx.data.text_file import at_line, json_objects, read_text, shown
 from tlx.errors import InputError
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
@@ -36,7 +35,7 @@ class Record:
     @property
     def where(self) -> str:
         """What an error begins with."""
-        return _where(self.table, self.line)
+        return at_line(self.table, self.line)
 
     @property
     def is_json(self) -> bool:
@@ -80,7 +79,8 @@ def read_records(table: Path, schema: Schema) -> list[Record]:
       InputError: names the line: not UTF-8, broken quotes or JSON, a row of another length than the
         header, no such columns; or there are no rows.
     """
-    text = _text(table, schema)
+    expected = " and ".join(schema.header.split(","))
+    text = read_text(table, f"a table of {expected}")
     read = _from_json if table.suffix.lower() == ".jsonl" else _from_csv
     with _field_limit(len(text) + 1 if schema.texts else _LONGEST):
         records = list(read(table, text, schema))
@@ -98,34 +98,6 @@ def _field_limit(characters: int) -> Iterator[None]:
         csv.field_size_limit(before)
 
 
-def _where(table: Path, line: int) -> str:
-    return f"{printable(table)} line {line}"
-
-
-def _text(table: Path, schema: Schema) -> str:
-    try:
-        data = table.read_bytes()
-    except OSError as error:
-        raise InputError(f"{printable(table)} cannot be read: {error.strerror}") from error
-    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
-        raise InputError(f"{printable(table)} is UTF-16; save it as UTF-8")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        where = _where(table, data.count(b"\n", 0, error.start) + 1)
-        raise InputError(
-            f"{where}: byte 0x{data[error.start]:02x} is not UTF-8; is the table latin-1 (ISO-8859-1 "
-            "or Windows-1252)? save it as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
-        ) from error
-    if not text.strip():
-        expected = " and ".join(schema.header.split(","))
-        raise InputError(f"{printable(table)} is empty; expected a table of {expected}")
-    if "\0" in text:
-        where = _where(table, text.count("\n", 0, text.index("\0")) + 1)
-        raise InputError(f"{where}: a NUL byte; this is no text in UTF-8, or a damaged one")
-    return text
-
-
 def _from_csv(table: Path, text: str, schema: Schema) -> Iterator[Record]:
     delimiter = _delimiter(text, schema)
     literal = schema.texts and table.suffix.lower() == ".tsv" and delimiter == "\t"
@@ -135,11 +107,11 @@ def _from_csv(table: Path, text: str, schema: Schema) -> Iterator[Record]:
     for line, fields in _quoted_rows(table, text, delimiter) if rows is None else rows:
         if columns is None:
             columns = tuple(fields)
-            roles = _found(_where(table, line), columns, schema.find)
+            roles = _found(at_line(table, line), columns, schema.find)
             continue
         if len(fields) != len(columns):
             raise InputError(
-                f"{_where(table, line)}: {len(fields)} fields, but the header has {len(columns)} "
+                f"{at_line(table, line)}: {len(fields)} fields, but the header has {len(columns)} "
                 "(a field with the delimiter in it needs quotes)"
             )
         values = {role: fields[index] for role, index in roles.items()}
@@ -155,7 +127,7 @@ def _quoted_rows(table: Path, text: str, delimiter: str) -> Iterator[tuple[int, 
             fields = next(reader, None)
         except csv.Error as error:
             raise InputError(
-                f"{_where(table, line)}: {error} (a quote that opens here must close before a "
+                f"{at_line(table, line)}: {error} (a quote that opens here must close before a "
                 "delimiter or the end of the line; quotes inside are doubled)"
             ) from error
         if fields is None:
@@ -220,17 +192,9 @@ def _from_json(table: Path, text: str, schema: Schema) -> Iterator[Record]:
         schema.find
     )  # objects have the same keys again and again
     first: tuple[int, dict[str, str]] | None = None
-    for line, content in enumerate(text.split("\n"), 1):
-        if not content.strip():
-            continue
-        where = _where(table, line)
-        try:
-            record = json.loads(content, object_pairs_hook=_unique)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not one JSON object: {shown(str(error))}") from error
-        if not isinstance(record, dict):
-            keys = ", ".join(f'"{key}": "..."' for key in schema.header.split(","))
-            raise InputError(f"{where}: expected an object, as {{{keys}}}")
+    keys = ", ".join(f'"{key}": "..."' for key in schema.header.split(","))
+    for line, record in json_objects(table, text, f"{{{keys}}}"):
+        where = at_line(table, line)
         columns = tuple(record)
         names = {role: columns[i] for role, i in _found(where, columns, find).items()}
         first = first or (line, names)
@@ -239,13 +203,6 @@ def _from_json(table: Path, text: str, schema: Schema) -> Iterator[Record]:
             raise InputError(f"{where} has {here}, but line {first[0]} has {there}")
         values = {role: record[name] for role, name in names.items()}
         yield Record(table, line, values, row=tuple(record.items()) if schema.whole else ())
-
-
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    record = dict(pairs)
-    if len(record) != len(pairs):
-        raise ValueError("a key is there twice")
-    return record
 
 
 def _found(

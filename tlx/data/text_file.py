@@ -51,8 +51,8 @@ def decoded(path: Path, data: bytes, expected: str) -> str:
     except UnicodeDecodeError as error:
         where = at_line(path, data.count(b"\n", 0, error.start) + 1)
         raise InputError(
-            f"{where}: byte 0x{data[error.start]:02x} is not UTF-8, it may be latin-1; save the "
-            "file as UTF-8"
+            f"{where}: byte 0x{data[error.start]:02x} is not UTF-8, it may be latin-1 (ISO-8859-1 or "
+            "Windows-1252); save the file as UTF-8 (iconv -f WINDOWS-1252 -t UTF-8)"
         ) from error
     if "\0" in text:
         where = at_line(path, text.count("\n", 0, text.index("\0")) + 1)

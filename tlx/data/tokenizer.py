@@ -96,10 +96,10 @@ class Tokenizer:
         return _library(self).vocab_size
 
     @property
-    def pad_id(self) -> int:
-        """The id of the padding token ([PAD], <pad> or <|padding|>); 0 where there is none of them."""
+    def pad_id(self) -> int | None:
+        """The id of the padding token ([PAD], <pad> or <|padding|>); None where there is none of them."""
         found = (self.token_id(token) for token in _PADDING)
-        return next((index for index in found if index is not None), 0)
+        return next((index for index in found if index is not None), None)
 
     def token_id(self, token: str) -> int | None:
         """Returns the id of a token of the vocabulary; None if it has no such token."""

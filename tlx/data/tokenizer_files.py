@@ -51,7 +51,12 @@ def read_folder(folder: Path) -> tuple[str, str]:
     if os.path.lexists(whole):  # a broken link is an error, not a reason to look further
         return read_text(whole), printable(whole)
     settings = Settings.read(folder)
-    build, main = _BUILDERS[_family(folder, settings)]
+    family = _family(folder, settings)
+    build, main = _BUILDERS[family]
+    if not os.path.lexists(folder / main):
+        raise InputFileNotFoundError(
+            f"no tokenizer in {printable(folder)}: neither {_WHOLE} nor {main}, from which one of {family} can be made"
+        )
     where = printable(folder / main)
     return json.dumps(build(folder, settings, where)), where
 

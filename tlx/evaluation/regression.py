@@ -9,8 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from tlx.evaluation import figures
-from tlx.evaluation.markdown import WORST, escape, table
-from tlx.evaluation.report import Section, Shown
+from tlx.evaluation.markdown import WORST
+from tlx.evaluation.mistakes import pictured, shown_mistakes, source_cells, source_header
+from tlx.evaluation.report import Section
 
 CURVES = ("loss", "spearman")
 
@@ -19,7 +20,9 @@ CURVES = ("loss", "spearman")
 class Mistake:
     """One prediction that is off."""
 
-    shown: Shown
+    image: np.ndarray | None  # uint8 [H, W, 3]; None: the example is a text
+    name: str  # where the example comes from: a file, or a split and an index
+    text: str
     target: float
     predicted: float
 
@@ -45,13 +48,28 @@ def section(targets: np.ndarray, predictions: np.ndarray, mistakes: Sequence[Mis
         parts.append("![Predictions against targets](report/scatter.png)")
     if worst:
         rows = [
-            (escape(m.shown.name), f"{m.target:.4g}", f"{m.predicted:.4g}", f"{m.off:.4g}")
+            (*source_cells(m), f"{m.target:.4g}", f"{m.predicted:.4g}", f"{m.off:.4g}")
             for m in worst
         ]
-        header = ("example", "true", "predicted", "absolute error")
-        parts += ["### Worst mistakes", table(header, rows, align="lrrr")]
+        header = (*source_header(worst), "true", "predicted", "absolute error")
+        parts += ["### Worst mistakes", *shown_mistakes(worst, header, rows, align="rrr")]
     return Section(
         parts,
-        {"scatter": (lambda path: figures.scatter(targets, predictions, path)) if drawn else None},
+        {
+            "scatter": (lambda path: figures.scatter(targets, predictions, path))
+            if drawn
+            else None,
+            "mistakes": (lambda path: figures.mistakes(_captioned(worst), path))
+            if pictured(worst)
+            else None,
+        },
         CURVES,
     )
+
+
+def _captioned(worst: Sequence[Mistake]) -> list[tuple[np.ndarray, str, str]]:
+    return [
+        (m.image, f"true: {m.target:.4g}", f"pred: {m.predicted:.4g}")
+        for m in worst
+        if m.image is not None
+    ]

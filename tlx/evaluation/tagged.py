@@ -112,7 +112,10 @@ def _type_parts(scores: EntityScores, wrong: int, examples: int) -> list[str]:
 
 def _mistake_parts(worst: Sequence[Mistake], wrong: int) -> list[str]:
     which = "The sentence" if len(worst) == 1 else f"The {len(worst)} sentences"
-    which += f", of {wrong:,}" if wrong > len(worst) else ""
+    if wrong > len(worst):
+        which += f", of {wrong:,} with a wrong entity, that have the highest loss"
+    else:
+        which += " with a wrong entity"
     rows = []
     for mistake in worst:
         keep = _kept(mistake)
@@ -121,7 +124,6 @@ def _mistake_parts(worst: Sequence[Mistake], wrong: int) -> list[str]:
     header = ("example", "true", "predicted", "loss of a word")
     return [
         "### Worst mistakes",
-        f"{which} with a wrong entity and the highest loss, with the entities that are there and "
-        "those that were found.",
+        f"{which}: the entities that are there, and those that were found.",
         table(header, rows, align="lllr"),
     ]

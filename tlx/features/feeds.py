@@ -65,14 +65,7 @@ class Feeds:
     @property
     def steps_per_call(self) -> int:
         """How many steps a call of the device has; several on accelerators that hold what every phase trains on."""
-        given = self.setup.config.train.steps_per_call
-        texts = isinstance(self.setup.model.meta.preprocess, TextPreprocess)
-        lengths = any(one.prefix is None or one.prefix.tokens for one in self.decisions)
-        if given > 1 and texts and lengths:
-            raise InputError(
-                f"train.steps_per_call is {given}, but batches of texts differ in length: leave it out"
-            )
-        if given:
+        if given := self.setup.config.train.steps_per_call:
             return given
         held = all(self._fits(decision) for decision in self.decisions)
         return STEPS_PER_CALL if held and jax.default_backend() != "cpu" else 1
@@ -125,7 +118,7 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
     """Returns for each phase from which stage on it runs.
 
     Raises:
-      InputError: cache.use=on where every phase must have its pictures.
+      InputError: cache.use=on where every phase must have its pictures; several steps a call of batches that differ in length.
     """
     config, splits = setup.config, setup.splits
     assert splits.train is not None
@@ -148,6 +141,12 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
         evaluated = len(splits.val) if splits.val is not None else 0
         use = Use(len(splits.train), evaluated, passes, _views(config), obstacle, tokens)
         found.append(make(plan=phase.plan, use=use))
+    together = config.train.steps_per_call
+    lengths = tokens and any(one.prefix is None or one.prefix.tokens for one in found)
+    if together > 1 and lengths:
+        raise InputError(
+            f"train.steps_per_call is {together}, but batches of texts differ in length: leave it out"
+        )
     if config.cache.use == "on" and not any(decision.start for decision in found):
         raise InputError(f"cache.use=on: there is nothing to cache, {found[0].reason}")
     return found

@@ -23,11 +23,13 @@ class SelfAttention(nnx.Module):
         heads: int,
         *,
         bias: bool = True,
+        output_bias: bool = True,
         dropout: float = 0.0,
         init: Initializer = uniform_fan_in,
         bias_init: Initializer = zeros,
+        output_init: Initializer | None = None,
     ):
-        """Makes the layer; `bias` is that of query, key and value, the output has one always.
+        """Makes the layer; `bias` is that of query, key and value, `output_init` draws the output's kernel; None: as theirs.
 
         Raises:
           InputError: the heads cannot share the features evenly.
@@ -37,10 +39,13 @@ class SelfAttention(nnx.Module):
                 f"{features} features cannot be shared by {heads} attention heads: the first must be a multiple"
             )
         self.heads, self.dropout = heads, dropout
+        self.scale = (features // heads) ** -0.5
         self.query, self.key, self.value = (
             Linear(features, features, bias=bias, init=init, bias_init=bias_init) for _ in range(3)
         )
-        self.output = Linear(features, features, init=init, bias_init=bias_init)
+        self.output = Linear(
+            features, features, bias=output_bias, init=output_init or init, bias_init=bias_init
+        )
 
     def __call__(
         self, x: jax.Array, mask: jax.Array | None = None, key: jax.Array | None = None
@@ -54,15 +59,28 @@ class SelfAttention(nnx.Module):
             at none looks at all equally.
           key: of the dropped attention weights; None: none is dropped.
         """
-        shape = (*x.shape[:2], self.heads, x.shape[-1] // self.heads)
         query, keys, values = (
-            layer(x).reshape(shape) for layer in (self.query, self.key, self.value)
+            self.by_head(layer(x)) for layer in (self.query, self.key, self.value)
         )
-        logits = jnp.einsum(
-            "bqhd,bkhd->bhqk", query * shape[-1] ** -0.5, keys, preferred_element_type=jnp.float32
+        return self.attend(self.scores(query, keys), values, mask, key)
+
+    def by_head(self, x: jax.Array) -> jax.Array:
+        """Maps [..., D] to [..., heads, D / heads]."""
+        return x.reshape(*x.shape[:-1], self.heads, x.shape[-1] // self.heads)
+
+    def scores(self, query: jax.Array, keys: jax.Array) -> jax.Array:
+        """Maps two [B, T, heads, D / heads] to float32 [B, heads, T, T], by who looks and at whom, before the softmax."""
+        return jnp.einsum(
+            "bqhd,bkhd->bhqk", query * self.scale, keys, preferred_element_type=jnp.float32
         )
+
+    def attend(
+        self, scores: jax.Array, values: jax.Array, mask: jax.Array | None, key: jax.Array | None
+    ) -> jax.Array:
+        """Maps scores and values [B, T, heads, D / heads] to what the layer returns; the others are as in a call."""
         if mask is not None:
             allowed = mask[:, None, None] if mask.ndim == 2 else mask
-            logits = jnp.where(allowed, logits, jnp.finfo(jnp.float32).min)
-        weights = dropout(jax.nn.softmax(logits).astype(x.dtype), self.dropout, key)
-        return self.output(jnp.einsum("bhqk,bkhd->bqhd", weights, values).reshape(x.shape))
+            scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        weights = dropout(jax.nn.softmax(scores).astype(values.dtype), self.dropout, key)
+        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, values)
+        return self.output(mixed.reshape(*mixed.shape[:2], -1))

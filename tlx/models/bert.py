@@ -22,6 +22,7 @@ from tlx.models.bert_keys import bert_tables, distilbert_tables
 from tlx.models.layers import LayerNorm, Linear, dropout, normal, parameter, subkeys
 from tlx.models.text import (
     ACTIVATIONS,
+    POOLER,
     Pooler,
     Projection,
     Settings,
@@ -32,10 +33,6 @@ from tlx.models.text import (
 from tlx.weights.keymap import KeyTable
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 
-POOLER = (
-    "tlx_pooler"  # field that is added to config.json where the weights of a BERT have no pooler
-)
-
 # Name here -> model type in config.json.
 MODEL_TYPES = {
     "bert": "bert",
@@ -44,6 +41,9 @@ MODEL_TYPES = {
     "distilbert": "distilbert",
     "electra": "electra",
 }
+
+# Name -> the value that only weights with a pooler have.
+POOLERS = {"bert": "pooler.dense.kernel"}
 
 _ROBERTAS = ("roberta", "xlm_roberta")  # positions are counted from behind the padding's id
 

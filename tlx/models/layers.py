@@ -235,10 +235,10 @@ class BatchNorm(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer normalisation over the last axis (Ba et al. 2016), in float32 whatever the input's dtype."""
 
-    def __init__(self, features: int, *, epsilon: float = 1e-6):
+    def __init__(self, features: int, *, epsilon: float = 1e-6, bias: bool = True):
         self.epsilon = epsilon
         self.scale = parameter((features,), ones)
-        self.bias = parameter((features,), zeros)
+        self.bias = parameter((features,), zeros) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., C] to [..., C]."""
@@ -247,7 +247,9 @@ class LayerNorm(nnx.Module):
         centred = wide - mean
         var = jnp.mean(jnp.square(centred), -1, keepdims=True)
         normal = centred * lax.rsqrt(var + self.epsilon)
-        return scale_channels(normal, self.scale[...], self.bias[...]).astype(x.dtype)
+        scale = self.scale[...]
+        bias = jnp.zeros_like(scale) if self.bias is None else self.bias[...]
+        return scale_channels(normal, scale, bias).astype(x.dtype)
 
 
 def subkeys(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:

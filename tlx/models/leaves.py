@@ -82,8 +82,8 @@ def module_of(path: str) -> str:
 
 
 def is_within(path: str, modules: Iterable[str]) -> bool:
-    """Returns whether the value belongs to one of the modules, which are given by their paths."""
-    return any(path.startswith(f"{module}.") for module in modules)
+    """Returns whether the value belongs to one of the modules, or is one of them: they are given by their paths."""
+    return any(path == module or path.startswith(f"{module}.") for module in modules)
 
 
 def initial_values(

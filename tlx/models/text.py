@@ -18,6 +18,8 @@ from tlx.models.base import Carry, Model, Rates
 from tlx.models.layers import Linear, dropout, gelu, normal, subkeys
 from tlx.weights.meta import WeightsMeta
 
+POOLER = "tlx_pooler"  # field that is added to config.json where the weights have no pooler
+
 Activation = Callable[[jax.Array], jax.Array]
 
 # By their names in config.json.
@@ -35,9 +37,9 @@ ACTIVATIONS: dict[str, Activation] = {
 class Settings:
     """What a `config.json` says of a network; errors name the field."""
 
-    def __init__(self, values: Mapping[str, Any], default_type: str):
-        """Takes the content of the file; {} has the defaults of that model type."""
-        self.values = values
+    def __init__(self, values: Mapping[str, Any], default_type: str, place: str = ""):
+        """Takes the content of the file; {} has the defaults of that model type. `place` is before its fields' names."""
+        self.values, self.place = values, place
         self.type = str(values.get("model_type", default_type))
 
     def integer(self, name: str, default: int, low: int = 1, high: int = 2**24) -> int:
@@ -68,6 +70,25 @@ class Settings:
             raise self._wrong(name, value, f"one of {', '.join(choices)}")
         return value
 
+    def names(self, name: str, default: str, choices: Sequence[str]) -> tuple[str, ...]:
+        """Returns some of the choices, of a list or of a text that has | between them. Raises InputError for anything else."""
+        value = self._get(name, default)
+        parts = [part.strip() for part in value.split("|")] if isinstance(value, str) else value
+        if not isinstance(parts, list) or not all(part in choices for part in parts if part):
+            raise self._wrong(name, value, f"a list of any of {', '.join(choices)}")
+        return tuple(part for part in parts if part)
+
+    def part(self, name: str) -> Settings:
+        """Returns the settings of an object in this one; of an empty one where it is not there.
+
+        Raises:
+          InputError: the field is something else.
+        """
+        value = self._get(name, {})
+        if not isinstance(value, Mapping):
+            raise self._wrong(name, value, "an object")
+        return Settings(value, self.type, f"{self.place}{name}.")
+
     def refuse(self, name: str, *allowed: Any) -> None:
         """Raises InputError where a field is there and has another value: a network that is not made here."""
         value = self.values.get(name)
@@ -79,7 +100,9 @@ class Settings:
         return default if value is None else value
 
     def _wrong(self, name: str, value: Any, expected: str) -> InputError:
-        return InputError(f"config.json: {name} is {str(value)[:80]!r}, expected {expected}")
+        return InputError(
+            f"config.json: {self.place}{name} is {str(value)[:80]!r}, expected {expected}"
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +201,8 @@ class TextEncoder(Model):
         """Returns the carry that the first stage to be applied reads, in the compute type."""
         if self.start == 0:
             return self.as_input(x)
+        if self.start > len(self.stages) and isinstance(x, Mapping):  # of each token
+            x = x["hidden"]
         return jax.tree.map(lambda part: jnp.asarray(part, self.dtype), x)
 
     def pool(self, carry: Carry) -> jax.Array:
@@ -220,10 +245,8 @@ class Pooler(nnx.Module):
         return jnp.tanh(self.dense(carry["hidden"][:, 0]))
 
 
-def text_rates(
-    rates: Rates, hidden: float, attention: float, classifier: float
-) -> tuple[float, ...]:
-    """Returns the rates of dropout of hidden states, attention weights and features: one that is given is that of all.
+def text_rates(rates: Rates, *own: float) -> tuple[float, ...]:
+    """Returns the architecture's own rates of dropout, of its several places; one that is given is that of all.
 
     Raises:
       InputError: a rate of stochastic depth is asked for.
@@ -233,8 +256,8 @@ def text_rates(
             f"text encoders drop no residual branches (model.drop_path={rates.drop_path}): leave it out"
         )
     if rates.dropout >= 0:
-        return (rates.dropout,) * 3
-    return hidden, attention, classifier
+        return (rates.dropout,) * len(own)
+    return own
 
 
 def lookup(table: nnx.Param[jax.Array], ids: jax.Array | np.ndarray, dtype: Any) -> jax.Array:

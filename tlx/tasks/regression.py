@@ -147,7 +147,11 @@ class Evaluation:
         predictions = self.outcomes["prediction"]
         mistakes = [
             regression.Mistake(
-                shown, float(self.targets[shown.index]), float(predictions[shown.index])
+                image=shown.image,
+                name=shown.name,
+                text=shown.as_text,
+                target=float(self.targets[shown.index]),
+                predicted=float(predictions[shown.index]),
             )
             for shown in worst
         ]

@@ -17,11 +17,14 @@ from tlx.pretrained import Source
 
 METHODS = ("lora", "dora", "ia3", "bottleneck")
 
-# Where the papers put them in transformers. What has none of these layers (a convolutional network), and lora and
-# dora everywhere, get one at every layer of every stage but the first, which reads the pixels.
+# Where the papers put them in transformers; lora and dora in those of texts (Hu et al. 2021, section 7.1). What has none of
+# these layers (a convolutional network), and pictures' transformers with lora and dora, get one at every layer of every
+# stage but the first, which reads the pixels.
 TRANSFORMER_TARGETS = {
-    "ia3": (r".*\.attention\.(key|value)", r"(block|.*\.blocks\.)\d+\.fc2:input"),
-    "bottleneck": (r".*\.attention\.output", r"(block|.*\.blocks\.)\d+\.fc2"),
+    "lora": (r"layer\.\d+\.attention\.(query|value)",),
+    "dora": (r"layer\.\d+\.attention\.(query|value)",),
+    "ia3": (r".*\.attention\.(key|value)", r"(block|.*\.blocks\.|layer\.)\d+\.fc2:input"),
+    "bottleneck": (r".*\.attention\.output", r"(block|.*\.blocks\.|layer\.)\d+\.fc2"),
 }
 
 

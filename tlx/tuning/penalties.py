@@ -121,8 +121,11 @@ def l2sp(
 def distance(carry: Carry, source: Carry) -> jax.Array:
     """Returns the squared distance of two outputs of a stage, [B, ..., C], in float32.
 
-    Summed over channels, averaged over examples and positions; of a dict, the sum over its floating arrays.
+    Summed over channels, averaged over examples and positions; of a dict, the sum over its floating arrays, but of texts that of
+    the hidden states alone.
     """
+    if isinstance(carry, dict) and "hidden" in carry:
+        carry, source = carry["hidden"], source["hidden"]
     total = jnp.zeros(())
     for one, other in zip(jax.tree.leaves(carry), jax.tree.leaves(source), strict=True):
         if jnp.issubdtype(one.dtype, jnp.floating):

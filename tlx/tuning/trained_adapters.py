@@ -16,7 +16,7 @@ from tlx.models.adapters import attached
 from tlx.models.leaves import is_within, leaves
 from tlx.pretrained import Source, Trained
 from tlx.tuning.adapters import candidates, chosen
-from tlx.weights.load import listing
+from tlx.weights.load import CLASSIFIER_KERNELS, listing
 from tlx.weights.peft_read import AdapterFiles, Fitted, fit_adapters
 
 
@@ -52,10 +52,10 @@ def with_trained_adapters(
     source = make(head="new")
     fitted = fit_adapters(source.model, files)
     why = _not_its_head(source, fitted, files, head, class_names)
-    if "head.kernel" not in fitted.beside or why:
+    if not _classifier(fitted) or why:
         source = make(head=head)
-        classifiers = source.model.classifiers
-        beside = {p: a for p, a in fitted.beside.items() if not is_within(p, classifiers)}
+        heads = ("head", *source.model.classifiers)
+        beside = {p: a for p, a in fitted.beside.items() if not is_within(p, heads)}
         fitted = dataclasses.replace(fitted, beside=beside)
     assert source.loaded is not None  # `prepare` refuses adapters without weights
     _check(source, fitted, files, tune)
@@ -77,12 +77,12 @@ def _not_its_head(
     source: Source, fitted: Fitted, files: AdapterFiles, head: str, class_names: Sequence[str]
 ) -> str:
     """Returns why a head that is in the folder is not the run's; "": it is, or there is none."""
-    if "head.kernel" not in fitted.beside:
+    if not (kernel := _classifier(fitted)):
         return ""
     assert source.loaded is not None
-    if "head.kernel" not in source.loaded.fresh:
+    if kernel not in source.loaded.fresh:
         return "data.class_subset names classes of the weights' own"
-    count = fitted.beside["head.kernel"].shape[-1]
+    count = fitted.beside[kernel].shape[-1]
     if head == "keep" and count != len(class_names):
         raise InputError(
             f"model.head=keep, but {files.folder} has a head of {count} classes and the data has {len(class_names)}"
@@ -93,6 +93,11 @@ def _not_its_head(
         return "its classes have no names there (model.head=keep takes it)"
     known = files.meta.class_names
     return "" if known == tuple(class_names) and count == len(known) else "it is for other classes"
+
+
+def _classifier(fitted: Fitted) -> str:
+    """Returns the path of the classifier's kernel that is in the folder; "": there is none."""
+    return next((path for path in CLASSIFIER_KERNELS if path in fitted.beside), "")
 
 
 def _check(source: Source, fitted: Fitted, files: AdapterFiles, tune: TuneConfig) -> None:

@@ -147,7 +147,10 @@ def _open_text(name: str, weights: str) -> WeightsFile:
             f"{folder.path}: config.json names {len(meta.class_names)} classes (id2label), but the head has "
             f"{file.num_classes}"
         )
-    return dataclasses.replace(file, meta=dataclasses.replace(meta, num_classes=file.num_classes))
+    meta = dataclasses.replace(meta, num_classes=file.num_classes)
+    if not file.num_classes:  # of an encoder alone, whatever its config.json says of a head
+        meta = dataclasses.replace(meta, class_names=(), task="")
+    return dataclasses.replace(file, meta=meta)
 
 
 def fill(

@@ -121,6 +121,7 @@ class WeightsMeta:
     base: str = ""  # the weights that these were made from, as resnet18.tv_in1k
     config: str = ""  # the sizes of a network whose name does not say them: its config.json
     per_token: bool = False  # logits are those of each token, not of the whole text
+    task: str = ""  # that the head was trained for, a name of tlx.tasks; "": not known
 
     @property
     def image(self) -> ImagePreprocess:
@@ -146,6 +147,8 @@ class WeightsMeta:
         names = "tag source revision filename sha256 parameters top1 top1_size".split()
         blank: Any = {f.name: f.default for f in dataclasses.fields(self) if f.name in names}
         base = f"{self.architecture}.{self.tag}" if self.tag else self.base
+        if not self.tag and self.source.startswith("hub:"):  # of no catalog, as a text model's
+            base = self.source.removeprefix("hub:")
         return dataclasses.replace(self, base=base, **blank)
 
     def to_json(self) -> dict[str, Any]:

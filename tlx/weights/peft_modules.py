@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 from flax import nnx
 
-from tlx import models
 from tlx.models.base import Model
 from tlx.models.layers import Layer
 from tlx.models.leaves import module_of
@@ -18,12 +17,6 @@ class Place(NamedTuple):
 
     key: Key  # of its weight
     paths: tuple[str, ...]
-
-
-def tables_of(model: Model) -> dict[str, KeyTable]:
-    """Returns the key tables of the model's family, by their names."""
-    name = model.meta.architecture
-    return {table.name: table for table in models.family(name).key_tables(name)}
 
 
 def places_of(table: KeyTable, model: Model) -> dict[str, Place]:

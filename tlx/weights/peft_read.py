@@ -24,6 +24,7 @@ from tlx.models.leaves import Leaf, leaves, values, with_values
 from tlx.weights.files import content_hash, read_weights
 from tlx.weights.keymap import KeyTable
 from tlx.weights.meta import WeightsMeta
+from tlx.weights.naming import tables_of
 from tlx.weights.peft_config import (
     CONFIG,
     WEIGHTS,
@@ -32,7 +33,7 @@ from tlx.weights.peft_config import (
     plain_name,
     read_config,
 )
-from tlx.weights.peft_modules import Place, layer_at, places_of, tables_of
+from tlx.weights.peft_modules import Place, layer_at, places_of
 from tlx.weights.stored_meta import stored_meta
 
 _ADAPTERS = re.compile(r"(.+)\.(lora_A\.weight|lora_B\.weight|lora_magnitude_vector|ia3_l)")
@@ -226,7 +227,7 @@ def _ia3(
 def _fitting_table(
     model: Model, parts: Iterable[str], rest: Mapping[str, np.ndarray], folder: Path
 ) -> tuple[KeyTable, dict[str, Place]]:
-    """Returns the table that knows all the adapters, and of several one that knows what is beside them."""
+    """Returns the table that knows all the adapters, and of several one that has places for what is beside them."""
     unknown: list[str] = []
     known = []
     for table in tables_of(model).values():
@@ -238,4 +239,10 @@ def _fitting_table(
         raise InputError(
             f"{folder / WEIGHTS} has adapters at {', '.join(unknown[:8])}, which {model.meta.architecture} does not have"
         )
-    return min(known, key=lambda pair: len(pair[0].to_target(rest).unknown))
+    there = leaves(model)
+
+    def misses(pair: tuple[KeyTable, dict[str, Place]]) -> tuple[int, int]:
+        found = pair[0].to_target(rest)
+        return len(found.unknown), sum(path not in there for path in found.arrays)
+
+    return min(known, key=misses)

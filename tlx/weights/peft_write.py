@@ -7,12 +7,12 @@ adapters here are one there: side by side in a matrix of their common rank, or o
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tlx.config import check_choice
 from tlx.errors import InputError
 from tlx.files import write_json_atomic
 from tlx.models.adapters import IA3, Bottleneck, DoRA, adapted_layers
@@ -20,9 +20,12 @@ from tlx.models.base import Model
 from tlx.models.layers import Layer
 from tlx.models.leaves import is_within, values
 from tlx.weights.files import write_safetensors
+from tlx.weights.keymap import KeyTable
 from tlx.weights.load import listing
+from tlx.weights.meta import TextPreprocess
+from tlx.weights.naming import tables_to_write
 from tlx.weights.peft_config import CONFIG, PREFIX, WEIGHTS, alternatives, exactly
-from tlx.weights.peft_modules import Place, layer_at, places_of, tables_of
+from tlx.weights.peft_modules import Place, layer_at, places_of
 from tlx.weights.stored_meta import KEY as META
 
 
@@ -35,7 +38,7 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
       model: with values, and adapters of one kind.
       folder: is made where it is not there.
       names: the project whose names are used; "": that of the file which the weights came from, or another
-        where that has no modules of these layers.
+        where that has no modules of these layers, or no names for the head.
 
     Raises:
       InputError: no adapters, bottlenecks, or layers that are no modules in the source.
@@ -45,18 +48,14 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
     if len(kinds) != 1 or Bottleneck in kinds:
         found = ", ".join(sorted(kind.__name__ for kind in kinds)) or "none"
         raise InputError(f"peft's layout holds LoRA, DoRA or IA3 adapters; the model has {found}")
-    tables = tables_of(model)
-    if names:
-        check_choice("names", names, tuple(tables))
-    first = [model.origin.table] if model.origin else []
-    for chosen in [names] if names else dict.fromkeys((*first, *tables)):
-        places = places_of(tables[chosen], model)
+    for table in tables_to_write(model, names):
+        places = places_of(table, model)
         lost = set(layers) - {path for place in places.values() for path in place.paths}
         if not lost:
             break
     else:
         raise InputError(
-            f"{listing(sorted(lost))}: no modules of their own in the {chosen} network"
+            f"{listing(sorted(lost))}: no modules of their own in the {table.name} network"
         )
     arrays: dict[str, np.ndarray] = {}
     ranks: dict[str, int] = {}
@@ -74,16 +73,17 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
         else:
             stored, ranks[source], alphas[source] = _lora_to_source(place, every)
         arrays |= {f"{PREFIX}{source}.{name}": array for name, array in stored.items()}
-    head = {p: np.asarray(v) for p, v in values(model).items() if is_within(p, model.classifiers)}
-    head = tables[chosen].to_source(head, {})
+    trained = ("head", *model.classifiers)
+    head = {p: np.asarray(v) for p, v in values(model).items() if is_within(p, trained)}
+    head = table.to_source(head, {})
     arrays |= {f"{PREFIX}{name}": np.asarray(array) for name, array in head.items()}
     targets = [source for source in places if any(path in layers for path in places[source].paths)]
     config: dict[str, Any] = {
         "base_model_name_or_path": model.meta.base or None,
         "inference_mode": True,
-        "modules_to_save": sorted({name.rpartition(".")[0] for name in head}) or None,
+        "modules_to_save": _modules(table, model, head) or None,
         "target_modules": alternatives(targets),
-        "task_type": None,
+        "task_type": _task_type(model),
     }
     if kinds == {IA3}:
         config |= {
@@ -108,6 +108,30 @@ def save_adapters(model: Model, folder: str | Path, *, names: str = "") -> None:
     meta = json.dumps(model.meta.derived().to_json())
     write_safetensors(arrays, folder / WEIGHTS, {META: meta, "format": "pt"})
     write_json_atomic(folder / CONFIG, config)
+
+
+def _modules(table: KeyTable, model: Model, head: Iterable[str]) -> list[str]:
+    """Returns the source's modules that hold the head's values, those of one parent as that, where all it has is theirs.
+
+    peft saves a classifier of several layers as one module, whether it is named or not.
+    """
+    rows = (table.row(path) for path in values(model))
+    others = {row[0] for row in rows if row is not None} - set(head)
+    found: set[str] = set()
+    modules = {name.rpartition(".")[0] for name in head}
+    for module in modules:
+        parent = module.rpartition(".")[0]
+        siblings = [other for other in modules if other.startswith(f"{parent}.")]
+        is_whole = not any(name.startswith(f"{parent}.") for name in others)
+        found.add(parent if parent and len(siblings) > 1 and is_whole else module)
+    return sorted(found)
+
+
+def _task_type(model: Model) -> str | None:
+    """Returns which of peft's models puts itself around the source's network."""
+    if not isinstance(model.meta.preprocess, TextPreprocess) or not model.num_classes:
+        return None
+    return "TOKEN_CLS" if model.meta.per_token else "SEQ_CLS"
 
 
 def _lora_to_source(place: Place, layers: list[Layer]) -> tuple[dict[str, np.ndarray], int, float]:

@@ -100,14 +100,14 @@ def _fits(value: Any, kind: Any) -> bool:
     if typing.get_origin(kind) is tuple:  # of any length, of one type
         return type(value) is list and all(_fits(v, typing.get_args(kind)[0]) for v in value)
     if kind is str:
-        return type(value) is str and len(value) <= _MAX_TEXT and _is_clean(value)
+        return type(value) is str and len(value) <= _MAX_TEXT and is_clean(value)
     if kind is int:
         return type(value) is int and 0 <= value <= _MAX_NUMBER
     return type(value) in (int, float) and abs(value) <= _MAX_NUMBER and math.isfinite(value)
 
 
-def _is_clean(text: str) -> bool:
-    """Controls would reach terminals, and lone surrogates no file; the rest are names."""
+def is_clean(text: str) -> bool:
+    """Returns whether a text has no controls, which would reach terminals, and no lone surrogates, which no file can hold."""
     return not any(unicodedata.category(letter) in ("Cc", "Cs") for letter in text)
 
 

@@ -15,7 +15,9 @@ from tlx import models
 from tlx.config import nearest
 from tlx.data.tokenizer import Tokenizer, open_tokenizer
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.models.text import POOLER
 from tlx.weights.meta import TextPreprocess, WeightsMeta
+from tlx.weights.stored_meta import is_clean
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
@@ -33,6 +35,13 @@ _NOT_SIZES = frozenset(
     "id2label label2id architectures problem_type transformers_version _name_or_path torch_dtype dtype num_labels "
     "finetuning_task use_cache _num_labels".split()
 )
+# How problem_type calls the tasks of whole texts.
+PROBLEM_TYPES = {
+    "single_label_classification": "classification",
+    "multi_label_classification": "multilabel",
+    "regression": "regression",
+}
+OURS = "tlx_"  # begins the fields of a meta's config that no config.json has
 _MOST = 2**24  # bytes of a config.json
 _LONGEST = 2**16  # tokens, of networks that set no limit
 _SPARE = 256  # rows of an embedding beyond the vocabulary, as multiples of 64 have them
@@ -61,12 +70,16 @@ class TextFolder:
           InputError: the tokenizer is another model's, or config.json describes no network of this family.
         """
         family = models.family(self.name)
-        sizes = {name: value for name, value in self.config.items() if name not in _NOT_SIZES}
-        kinds = " ".join(map(str, self.config.get("architectures") or ()))
-        per_token = "ForTokenClassification" in kinds
-        if arrays is not None and self.name == "bert" and "pooler.dense.kernel" not in arrays:
-            sizes["tlx_pooler"] = False
-        vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
+        sizes = sizes_of(self.config)
+        per_token = "ForTokenClassification" in str(self.config.get("architectures"))
+        problem = str(self.config.get("problem_type"))
+        pooler = family.POOLERS.get(self.name)
+        if arrays is not None and pooler is not None and pooler not in arrays:
+            sizes[POOLER] = False
+        try:
+            vocabulary, longest, pad_id, segments = family.text_facts(self.name, sizes)
+        except InputError as error:
+            raise InputError(f"{self.path}: {error}") from error
         _check_tokenizer(self, vocabulary, pad_id)
         return WeightsMeta(
             architecture=self.name,
@@ -83,6 +96,7 @@ class TextFolder:
             revision=self.revision,
             config=json.dumps(sizes, sort_keys=True),
             per_token=per_token,
+            task="tagging" if per_token else PROBLEM_TYPES.get(problem, ""),
         )
 
 
@@ -95,7 +109,7 @@ def open_folder(name: str, weights: str) -> TextFolder:
     """
     path, source, revision = _located(name, weights)
     folder = path if path.is_dir() else path.parent
-    config = _read_config(folder)
+    config = read_config(folder)
     _check_type(name, folder, config)
     if path.is_dir():
         path = next((path / file for file in WEIGHTS if (path / file).is_file()), path)
@@ -117,7 +131,7 @@ def _located(name: str, weights: str) -> tuple[Path, str, str]:
         return path, "", ""
     if not _HUB.fullmatch(weights) or weights.startswith("."):
         raise InputFileNotFoundError(
-            f"no weights {weights!r} for {name}: expected a folder with {CONFIG}, or OWNER/NAME of a repository of the hub"
+            f"no weights {weights[:200]!r} for {name}: expected a folder with {CONFIG}, or OWNER/NAME of a repository of the hub"
         )
     folder, commit = _fetch(weights)
     return folder, f"hub:{weights}", commit
@@ -145,7 +159,13 @@ def _fetch(repository: str) -> tuple[Path, str]:
     return config.parent, commit
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
+def sizes_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the fields of a config.json that say what the network is."""
+    return {name: value for name, value in config.items() if name not in _NOT_SIZES}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Returns the content of a folder's config.json. Raises as `open_folder`."""
     path = folder / CONFIG
     if not path.is_file():
         raise InputFileNotFoundError(
@@ -154,7 +174,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST:
         raise InputError(f"{path} is larger than {_MOST} bytes: it is no model's config")
     try:
-        config = json.loads(path.read_text("utf-8"))
+        config = json.loads(path.read_text("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {str(error)[:100]}") from error
     if not isinstance(config, dict):
@@ -195,15 +215,26 @@ def _check_tokenizer(folder: TextFolder, vocabulary: int, pad_id: int) -> None:
 def _class_names(folder: Path, config: Mapping[str, Any]) -> tuple[str, ...]:
     """Returns the names of `id2label`; () where they say nothing (LABEL_0)."""
     table = config.get("id2label")
-    if not isinstance(table, dict) or not table:
+    if table is None:
         return ()
+    if not isinstance(table, dict):
+        raise InputError(
+            f"{folder / CONFIG}: id2label is no object of numbers and names of classes"
+        )
     try:
-        numbered = {int(number): str(label) for number, label in table.items()}
-        names = tuple(numbered[index] for index in range(len(numbered)))
+        numbered = {int(number): label for number, label in table.items()}
+        labels = [numbered[index] for index in range(len(table))]
     except (ValueError, KeyError) as error:
         raise InputError(
             f"{folder / CONFIG}: id2label does not number its classes 0, 1, ..."
         ) from error
+    for index, label in enumerate(labels):
+        if not isinstance(label, (str, int, float)) or not is_clean(str(label)):
+            raise InputError(
+                f"{folder / CONFIG}: id2label calls class {index} {str(label)[:80]!r}, expected a text without control "
+                "characters"
+            )
+    names = tuple(map(str, labels))
     if all(label == f"LABEL_{index}" for index, label in enumerate(names)):
         return ()
     if len(set(names)) != len(names):

@@ -1,0 +1,90 @@
+"""Small text networks of drawn values with small tokenizers, for tests."""
+
+import dataclasses
+import json
+import tempfile
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from tests import tokenizer_folders
+from tlx.config import TuneConfig
+from tlx.data.tokenizer import open_tokenizer
+from tlx.models import family
+from tlx.models.leaves import with_values
+from tlx.pretrained import source
+from tlx.tuning.adapters import with_adapters
+from tlx.weights.meta import TextPreprocess, WeightsMeta
+
+NAMES = ("bert", "roberta", "xlm_roberta", "distilbert", "electra")
+TEXTS = ["the cats sat , unwanted .", "cat", "the cafe a b c d e f"]
+BYTE_TEXTS = ["ab ab a", "b", "a b ab b a"]
+
+_COMMON = {
+    "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "max_position_embeddings": 40, "vocab_size": 40,
+}  # fmt: skip
+_SIZES = {
+    "bert": _COMMON,
+    "roberta": _COMMON | {"pad_token_id": 1, "type_vocab_size": 1},
+    "xlm_roberta": _COMMON | {"pad_token_id": 1, "type_vocab_size": 1},
+    "electra": _COMMON | {"embedding_size": 12},
+    "distilbert": {
+        "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 40,
+        "vocab_size": 40,
+    },
+}  # fmt: skip
+
+
+def uses_bytes(name):
+    return name in ("roberta", "xlm_roberta")
+
+
+def texts_for(name):
+    return BYTE_TEXTS if uses_bytes(name) else TEXTS
+
+
+def tokenizer(name):
+    with tempfile.TemporaryDirectory() as made:
+        folder = Path(made)
+        if uses_bytes(name):
+            words, merges = tokenizer_folders.BYTE_WORDS, tokenizer_folders.BYTE_MERGES
+            kind = {"tokenizer_class": "RobertaTokenizer"}
+            return open_tokenizer(tokenizer_folders.byte_folder(folder, words, merges, **kind))
+        return open_tokenizer(tokenizer_folders.folder(folder))
+
+
+def meta(name, *, task="classification", sizes=None, **fields):
+    own = _SIZES[name] | {"model_type": family(name).MODEL_TYPES[name]} | (sizes or {})
+    _, longest, pad_id, segments = family(name).text_facts(name, own)
+    found = tokenizer(name)
+    text = TextPreprocess(longest, found.digest, pad_id, segments, found.content)
+    return WeightsMeta(
+        architecture=name, preprocess=text, config=json.dumps(own), classifier="classifier",
+        per_token=task == "tagging", task=task, **fields,
+    )  # fmt: skip
+
+
+def network(name, names=("neg", "neu", "pos"), *, seed=0, adapters=None, **facts):
+    """A network whose every value is drawn, also those that begin as zeros and ones; and the plain one if it has adapters."""
+    made = source(name, class_names=names, meta=meta(name, **facts))
+    plain = with_values(made.model, drawn(made.place(seed), seed))
+    if adapters is None:
+        return plain
+    found = with_adapters(made, TuneConfig(**adapters))
+    return plain, with_values(found.model, drawn(found.place(seed), seed))
+
+
+def headless(name, **facts):
+    made = source(name, num_classes=0, meta=dataclasses.replace(meta(name, **facts), task=""))
+    return with_values(made.model, drawn(made.place(0), 0))
+
+
+def drawn(found, seed):
+    """The same values for the same paths, whatever others there are."""
+    rng = {path: np.random.default_rng([seed, *path.encode()]) for path in found}
+    return {
+        path: value + jnp.asarray(0.1 * rng[path].standard_normal(value.shape), value.dtype)
+        for path, value in found.items()
+    }
