@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,6 @@ from tlx.data.text_batches import TextSplit, make_text_splits
 from tlx.data.tokenizer import EncodedWords
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.evaluation.collect import collect
-from tlx.evaluation.entities import Entity
 from tlx.evaluation.predictions import check_output, write_predictions
 from tlx.evaluation.tagged import marked
 from tlx.models.base import Model
@@ -112,7 +112,8 @@ def _model(folder: Workdir, config: Config) -> Model:
     names = file.meta.class_names if file and file.meta else ()
     count = opened.file.num_classes if opened.file else 0
     names = names or tuple(str(index) for index in range(count))
-    source = opened.fitted(config, names, training=False)
+    keeping = dataclasses.replace(config, model=dataclasses.replace(config.model, head="keep"))
+    source = opened.fitted(keeping, names, training=False)
     if source.drawn or not names:
         listed = ", ".join(source.drawn[:4]) if names else "the head"
         raise InputError(
@@ -188,21 +189,31 @@ def _records(
 def _tagged(inputs: NewInputs, index: int, cut_off: int, said: Record) -> Record:
     """Returns a sentence's record with its entities placed in the text, where there is one."""
     words, found = inputs.examples.words[index], said["entities"]
-    text = None if inputs.texts is None else inputs.texts[index]
-    spans = [(each["type"], each["start"], each["end"]) for each in found]
-    return {
-        "entities": [
-            each | place for each, place in zip(found, _placed(words, text, spans), strict=True)
-        ],
-        "marked": marked(words, spans, np.ones(len(words), bool)),
-        "cut_off": cut_off,
-    }
+    if inputs.texts is None:
+        spans = [(each["type"], each["start"], each["end"]) for each in found]
+        own = [each | {"text": " ".join(words[each["start"] : each["end"]])} for each in found]
+        shown = marked(words, spans, np.ones(len(words), bool))
+    else:
+        text = inputs.texts[index]
+        own = _in_text(text, found)
+        shown = _marked_text(text, own)
+    return {"entities": own, "marked": shown, "cut_off": cut_off}
 
 
-def _placed(words: Sequence[str], text: str | None, spans: Sequence[Entity]) -> list[Record]:
-    """Returns of each entity its text; and of a whole text its first character, and the one after the last."""
-    if text is None:
-        return [{"text": " ".join(words[start:end])} for _, start, end in spans]
+def _in_text(text: str, found: Sequence[Record]) -> list[Record]:
+    """Returns the entities with their first character and the one after the last in place of words, and their text."""
     places = split_words(text)
-    bounds = [(places[start][0], places[end - 1][1]) for _, start, end in spans]
-    return [{"start": first, "end": last, "text": text[first:last]} for first, last in bounds]
+    placed = []
+    for each in found:
+        start, end = places[each["start"]][0], places[each["end"] - 1][1]
+        placed.append(each | {"start": start, "end": end, "text": text[start:end]})
+    return placed
+
+
+def _marked_text(text: str, entities: Sequence[Record]) -> str:
+    """Returns the text with its entities as `tlx.evaluation.tagged.marked` shows them."""
+    parts, done = [], 0
+    for each in entities:
+        parts += [text[done : each["start"]], f"[{each['text']}]({each['type']})"]
+        done = each["end"]
+    return "".join([*parts, text[done:]])
