@@ -68,11 +68,26 @@ class Opened:
             overridden=tuple(preprocess.overrides(own.preprocess, resolved)),
         )
         if not self.adapters:
-            return source(head=model.head)
+            return source(head=self._head(config))
         tune = config.tune
         if tune.method == AUTO:  # which has no other
             tune = dataclasses.replace(tune, method=self.adapters.method, keep=())
         return with_trained_adapters(source, self.adapters, tune, model.head, class_names)
+
+    def _head(self, config: Config) -> str:
+        """Returns `model.head`; a head that was trained for another task is no head of this one's.
+
+        Raises:
+          InputError: it is to be kept all the same.
+        """
+        own, head = self.meta.task, config.model.head
+        if self.file is None or not own or own == config.task or head == "new":
+            return head
+        if head == "keep":
+            raise InputError(
+                f"model.head=keep, but the head of {self.file.path} was trained for task={own}, not {config.task}"
+            )
+        return "new"
 
     def describe(self, weights: pretrained.Source) -> list[str]:
         """Returns lines for the log: what was loaded, and what of the preprocessing is another."""

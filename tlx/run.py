@@ -151,7 +151,7 @@ def evaluate(config: AnyConfig, workdir: str | Path, *, command: str = "") -> di
     summary = run_facts(setup, "evaluate") | facts
     summary |= {"steps": step, "seconds": time.perf_counter() - begun}
     summary |= results(name, found)
-    summary["compilations/eval_step"] = setup.eval_step._cache_size()  # type: ignore[attr-defined]
+    summary["compilations/eval_step"] = setup.eval_compilations
     folder.path.mkdir(parents=True, exist_ok=True)
     write_json_atomic(folder.evaluation, summary)
     if not trained:
@@ -319,7 +319,7 @@ def _train(
     if name in splits:
         found = setup.evaluate(splits[name], values)
         summary |= results(name, found)
-        summary["compilations/eval_step"] = setup.eval_step._cache_size()  # type: ignore[attr-defined]
+        summary["compilations/eval_step"] = setup.eval_compilations
         make_report(setup, folder, summary, found, splits[name], name, table=table, command=command)
         print(f"{name}: {found.headline()}")
     write_json_atomic(folder.summary, summary)

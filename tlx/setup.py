@@ -100,6 +100,12 @@ class Setup:
             )
         return self._eval_steps[key]
 
+    @property
+    def eval_compilations(self) -> int:
+        """How often the evaluation step that was compiled most often has been."""
+        counts = (step._cache_size() for step in self._eval_steps.values())  # type: ignore[attr-defined]
+        return max(counts, default=0)
+
     @functools.cached_property
     def _eval_steps(self) -> dict[tuple[int, bool], EvalStep]:
         return {}
@@ -203,13 +209,11 @@ def prepare(
     name, tag = pretrained.name_and_weights(config.model.name, config.model.weights)
     task = get_task(config.task)
     modality = "text" if is_text(name) else "image"
+    if modality == "text":
+        _refuse_for_texts(config)
     splits = load_splits(
         config.data, config.seed, training=training, targets=task.TARGETS, modality=modality
     )
-    if modality == "text" and config.tune.method == AUTO:
-        raise InputError(
-            "tune.method=auto decides for networks that read pictures; choose a method for texts: full, lora, head"
-        )
     count = len(splits.class_names)
     metrics = task.metrics(count)
     metric = selecting_metric(config)
@@ -270,8 +274,6 @@ def prepare_tuning(setup: Setup) -> Tuning:
     names = setup.splits.class_names
     labels = np.concatenate(train.tags) if setup.task.TARGETS == "tags" else train.labels
     loss_options = setup.task.loss_options(config.train, labels, names)
-    if isinstance(setup.model.meta.preprocess, TextPreprocess):
-        _refuse_for_texts(config)
     mixing = make_mixing(config.train, len(names))
     steps_per_epoch = len(setup.splits.train) / config.train.batch_size
     total = config.train.steps or int(np.ceil(config.train.epochs * steps_per_epoch))
@@ -483,6 +485,13 @@ def _estimated_after(
 
 
 def _refuse_for_texts(config: Config) -> None:
+    """Raises InputError for what is set and has no meaning for a network that reads texts."""
+    if config.tune.method == AUTO:
+        raise InputError(
+            "tune.method=auto decides for networks that read pictures; choose a method for texts: full, lora, head"
+        )
+    if config.cache.views:
+        raise InputError("cache.views counts augmented pictures, and the network reads texts")
     for field in ("mixup", "cutmix"):
         if getattr(config.train, field):
             raise InputError(f"train.{field} mixes pictures, and the network reads texts")
@@ -495,7 +504,7 @@ def _check_batches(config: Config, mesh: Mesh) -> None:
 
 def _counts(splits: Splits) -> str:
     counts = ", ".join(f"{name} {len(examples)}" for name, examples in splits.given().items())
-    return f"{counts}; {len(splits.class_names)} classes"
+    return f"{counts}; {len(splits.class_names)} classes" if splits.class_names else counts
 
 
 def compute_dtype(config: Config) -> str:

@@ -78,13 +78,18 @@ def subset_hint(data_classes: Sequence[str], meta: WeightsMeta) -> str:
 def in_network_order(splits: Splits, meta: WeightsMeta) -> Splits:
     """Returns the splits under the network's class names and in its order of classes.
 
-    That is where the data's classes are WordNet ids, and exactly those of the network's classes.
-    Anything else is returned as it is.
+    That is where the data's classes are exactly the network's, by their names or WordNet ids; of tagged words, where they are
+    some of the network's tags. Anything else is returned as it is.
     """
     names, synsets = splits.class_names, network_synsets(meta)
-    if not synsets or names == meta.class_names or sorted(names) != sorted(synsets):
+    if names == meta.class_names:
         return splits
-    position = {synset: index for index, synset in enumerate(synsets)}
+    own = meta.class_names
+    if sorted(names) == sorted(synsets):
+        own = synsets
+    elif sorted(names) != sorted(own) and not (meta.per_token and {*names} < {*own}):
+        return splits
+    position = {name: index for index, name in enumerate(own)}
     order = np.array([position[name] for name in names], np.int32)
     renamed: dict[str, Any] = {
         split: Renamed(examples, order, meta.class_names)
@@ -105,13 +110,17 @@ class Renamed(View):
     """The same examples with other class names in another order; itself an `Examples`, of the same kind."""
 
     examples: Any  # of one of the kinds in tlx.data.source
-    order: np.ndarray  # int32 [classes]: the new label of each old one
+    order: np.ndarray  # int32 [old classes]: the new label of each
     class_names: tuple[str, ...]
 
     @functools.cached_property
     def labels(self) -> np.ndarray:
         labels = self.examples.labels
-        return labels[:, np.argsort(self.order)] if labels.ndim == 2 else self.order[labels]
+        if labels.ndim == 1:
+            return self.order[labels]
+        found = np.zeros((len(labels), len(self.class_names)), labels.dtype)
+        found[:, self.order] = labels
+        return found
 
     def __len__(self) -> int:
         return len(self.examples)

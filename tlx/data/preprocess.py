@@ -16,7 +16,7 @@ from PIL import Image
 
 from tlx.config import DataConfig
 from tlx.data.image import upright_rgb
-from tlx.data.text_preprocess import resolve_text, text_preprocess_fn
+from tlx.data.text_preprocess import TEXT_FIELDS, resolve_text, text_preprocess_fn
 from tlx.errors import InputError
 from tlx.weights.meta import PREPROCESS_CHOICES, ImagePreprocess, Preprocess, TextPreprocess
 
@@ -48,6 +48,12 @@ def resolve_image(preprocess: ImagePreprocess, config: DataConfig) -> ImagePrepr
       InputError: mean or std of a wrong length or scale, an unknown interpolation, resize mode or
         channel order.
     """
+    default = DataConfig()
+    for field in TEXT_FIELDS:
+        if getattr(config, field) != getattr(default, field):
+            raise InputError(
+                f"config.data.{field} is {getattr(config, field)!r}, but the network takes pictures, not texts"
+            )
     sized = preprocess.at_size(config.image_size) if config.image_size else preprocess
     resolved = dataclasses.replace(
         sized,

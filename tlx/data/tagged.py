@@ -10,12 +10,15 @@ from pathlib import Path
 
 import numpy as np
 
+from tlx.config import nearest
 from tlx.data.split import digest
 from tlx.data.tag_scheme import OUTSIDE, TO_IOBES, continues, is_open, sort_key, split_tag
 from tlx.data.text_file import at_line, shown
 from tlx.errors import InputError
 from tlx.files import printable
 
+MOST_WORDS = 10_000  # of a sentence
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TAG = re.compile(r"O|[BIESLU]-+[^-].*", re.DOTALL)
 
 
@@ -77,6 +80,7 @@ def as_examples(by_split: Mapping[str, Sequence[Sentence]]) -> dict[str, TaggedT
     ends = next((first[prefix] for prefix in "ESLU" if prefix in first), "")
     for sentence in written:
         _check(sentence, bilou, ends)
+    _check_known(by_split)
     tags = {tag for sentence in written for tag in sentence.tags}
     classes = {tag: _in_iobes(tag) if bilou else tag for tag in tags}
     class_names = tuple(sorted({OUTSIDE, *classes.values()}, key=sort_key))
@@ -91,6 +95,23 @@ def as_examples(by_split: Mapping[str, Sequence[Sentence]]) -> dict[str, TaggedT
         )
         for split, part in by_split.items()
     }
+
+
+def _check_known(by_split: Mapping[str, Sequence[Sentence]]) -> None:
+    """Raises InputError where a split has entities of a type that training has none of."""
+    known = {split_tag(tag)[1] for sentence in by_split.get("train", ()) for tag in sentence.tags}
+    if not known:
+        return
+    for split, part in by_split.items():
+        for sentence in part if split != "train" else ():
+            for line, tag in zip(sentence.lines, sentence.tags, strict=True):
+                kind = split_tag(tag)[1]
+                if tag != OUTSIDE and kind not in known:
+                    types = ", ".join(sorted(known - {""}))
+                    raise InputError(
+                        f"{at_line(sentence.file, line)}: {shown(tag)} is of no type that training has, which are "
+                        f"{types}{nearest(kind, known)}"
+                    )
 
 
 def _first_of_each_prefix(sentences: Sequence[Sentence]) -> dict[str, str]:
@@ -130,6 +151,16 @@ def _check(sentence: Sentence, bilou: bool, ends: str) -> None:
       bilou: what they are written in.
       ends: a tag by which the scheme is IOBES, and where; "": it is IOB2.
     """
+    if len(sentence.words) > MOST_WORDS:
+        raise InputError(
+            f"{at_line(sentence.file, sentence.lines[0])}: a sentence of {len(sentence.words):,} words, more than "
+            f"{MOST_WORDS:,}: empty lines part sentences"
+        )
+    for line, word in zip(sentence.lines, sentence.words, strict=True):
+        if _NO_TEXT.search(word):
+            raise InputError(
+                f"{at_line(sentence.file, line)}: {shown(word)} has a NUL, or half of a surrogate pair: this is no text"
+            )
     before, before_type = OUTSIDE, ""
     for index, tag in enumerate((*sentence.tags, OUTSIDE)):
         prefix, kind = split_tag(_in_iobes(tag) if bilou else tag)

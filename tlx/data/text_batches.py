@@ -19,7 +19,8 @@ from tlx.config import DataConfig
 from tlx.data.source import Examples
 from tlx.data.split import Subset
 from tlx.data.tag_scheme import OUTSIDE
-from tlx.data.tokenizer import Encoded, EncodedWords, Tokenizer
+from tlx.data.text_preprocess import Inputs, padded, tokenizer_of
+from tlx.data.tokenizer import Encoded, EncodedWords
 from tlx.errors import InputError
 from tlx.weights.meta import TextPreprocess
 
@@ -47,8 +48,6 @@ BUCKETS = (
     8192,
 )
 
-Inputs = dict[str, np.ndarray]
-
 
 @dataclasses.dataclass(frozen=True)
 class TextSplit:
@@ -58,7 +57,7 @@ class TextSplit:
     preprocess: TextPreprocess
     encoded: Encoded
     buckets: tuple[int, ...]  # ascending; the last one holds every row
-    split_long: bool = False
+    fingerprint: str  # of `text_fingerprint`
 
     in_memory = None  # there is no array of all inputs, as they differ in length
     held = None
@@ -79,13 +78,7 @@ class TextSplit:
     def rows(self, index: np.ndarray, epoch: np.ndarray) -> Inputs:
         """Maps int [B] twice to int32 [B, T] each: input_ids, attention_mask, and token_type_ids where the network reads them."""
         places, real = self.places(index, epoch)
-        inputs = {
-            "input_ids": np.where(real, self.encoded.ids[places], self.preprocess.pad_id),
-            "attention_mask": real,
-        }
-        if self.preprocess.segments:
-            inputs["token_type_ids"] = np.where(real, self.encoded.type_ids[places], 0)
-        return {name: array.astype(np.int32) for name, array in inputs.items()}
+        return padded(self.encoded, places, real, self.preprocess)
 
     def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps int [B] twice to the labels of texts, [B], or the tags of tokens, int32 [B, T], IGNORED where there is none."""
@@ -136,28 +129,25 @@ class TextSplit:
             name: mean.astype(outcomes[name].dtype) for name, mean in means.items()
         }
 
-    @functools.cached_property
-    def fingerprint(self) -> str:
-        """Identifies the inputs: the examples and how they are cut."""
-        how = dataclasses.asdict(self.preprocess) | {"content": "", "split": self.split_long}
-        what = [self.examples.fingerprint, how, self.buckets, len(self.lengths)]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-
     def notes(self, name: str) -> list[str]:
         """Returns a line where texts are longer than the network is given."""
         encoded, length = self.encoded, self.preprocess.max_length
+        silent = len(encoded.no_token) if isinstance(encoded, EncodedWords) else 0
+        lines = [f"{name}: {silent:,} words give no token, and count as O"] if silent else []
         if encoded.split:
             return [
-                f"{name}: {encoded.split:,} of {len(self):,} texts are longer than {length} tokens, and read in windows"
+                *lines,
+                f"{name}: {encoded.split:,} of {len(self):,} texts are longer than {length} tokens, and read in windows",
             ]
         if not encoded.truncated:
-            return []
+            return lines
         lost = ""
         if isinstance(encoded, EncodedWords):
             lost = f" ({len(encoded.cut_off):,} words)"
         return [
+            *lines,
             f"{name}: {encoded.truncated:,} of {len(self):,} texts are longer than {length} tokens, and cut off{lost} "
-            "(data.max_length; data.long_texts=split reads all of them)"
+            "(data.max_length; data.long_texts=split reads all of them)",
         ]
 
     @functools.cached_property
@@ -200,7 +190,9 @@ class TextSplit:
                 words = np.full((len(self), longest), unread.get(name, 0), array.dtype)
                 words[to] = array[row[first], place[first]]
                 found[name] = words
-        return targets, found
+        read = np.zeros((len(self), longest), bool)
+        read[to] = True
+        return targets, found | {"read": read}
 
 
 def make_text_splits(
@@ -216,14 +208,13 @@ def make_text_splits(
     Raises:
       InputError: `max_length` leaves no room for a token, or a text that the tokenizer cannot read.
     """
-    tokenizer = Tokenizer.of(preprocess.content)
     return {
         name: TextSplit(
             examples,
             preprocess,
-            _encode(tokenizer, examples, preprocess, config),
+            _encode(examples, preprocess, config),
             _buckets(config, preprocess.max_length),
-            config.long_texts == "split",
+            text_fingerprint(examples, preprocess, config),
         )
         for name, examples in wanted.items()
     }
@@ -243,13 +234,12 @@ def typical_length(examples: Examples, preprocess: TextPreprocess, config: DataC
     """Returns how many tokens texts have on average, of up to LOOKED_AT of them, evenly spaced. Raises as `make_text_splits`."""
     chosen = np.unique(np.linspace(0, len(examples) - 1, LOOKED_AT).round().astype(int))
     some = Subset(examples, chosen)
-    encoded = _encode(Tokenizer.of(preprocess.content), some, preprocess, config)
+    encoded = _encode(some, preprocess, config)
     return -(-int(encoded.offsets[-1]) // max(len(encoded.offsets) - 1, 1))
 
 
-def _encode(
-    tokenizer: Tokenizer, examples: Any, preprocess: TextPreprocess, config: DataConfig
-) -> Encoded:
+def _encode(examples: Any, preprocess: TextPreprocess, config: DataConfig) -> Encoded:
+    tokenizer = tokenizer_of(preprocess)
     options: dict[str, Any] = {
         "max_length": preprocess.max_length,
         "stride": config.stride,
@@ -263,8 +253,11 @@ def _encode(
 
 
 def _buckets(config: DataConfig, max_length: int) -> tuple[int, ...]:
-    given = config.length_buckets or BUCKETS
-    if any(bucket < 1 for bucket in given):
-        raise InputError(f"data.length_buckets={','.join(map(str, given))}: lengths are at least 1")
-    shorter = sorted({bucket for bucket in given if bucket < max_length})
+    given = config.length_buckets
+    if wrong := [bucket for bucket in given if not 1 <= bucket <= max_length]:
+        raise InputError(
+            f"data.length_buckets has {wrong[0]}, expected lengths from 1 to {max_length}, the largest that is read "
+            "(data.max_length)"
+        )
+    shorter = sorted({bucket for bucket in given or BUCKETS if bucket < max_length})
     return (*shorter, max_length)

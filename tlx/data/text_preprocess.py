@@ -8,13 +8,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tlx.config import DataConfig
-from tlx.data.tokenizer import Tokenizer
+from tlx.data.tokenizer import Encoded, Tokenizer
 from tlx.errors import InputError
 from tlx.weights.meta import TextPreprocess
 
 MOST = 512  # tokens of a text, where neither the config nor the network says less
 
 Texts = str | Sequence[str]
+Inputs = dict[str, np.ndarray]
 
 
 def resolve_text(preprocess: TextPreprocess, config: DataConfig) -> TextPreprocess:
@@ -42,10 +43,15 @@ def resolve_text(preprocess: TextPreprocess, config: DataConfig) -> TextPreproce
     return dataclasses.replace(preprocess, max_length=length)
 
 
-PICTURE_FIELDS = ("image_size", "resize", "resize_mode", "interpolation", "mean", "std", "augment")
+# Of `data`, which say something of pictures alone, and of texts alone.
+PICTURE_FIELDS = (
+    *("image_size", "resize", "resize_mode", "interpolation", "mean", "std", "augment"),
+    *("storage", "workers"),
+)
+TEXT_FIELDS = ("max_length", "long_texts", "stride", "length_buckets")
 
 
-def text_preprocess_fn(preprocess: TextPreprocess) -> Callable[..., dict[str, np.ndarray]]:
+def text_preprocess_fn(preprocess: TextPreprocess) -> Callable[..., Inputs]:
     """Returns the function that turns texts into a network's input.
 
     It takes one text or a sequence of B of them, and for pairs as many second texts, and returns int32 [B, T] each of input_ids,
@@ -55,11 +61,9 @@ def text_preprocess_fn(preprocess: TextPreprocess) -> Callable[..., dict[str, np
     Raises:
       InputError: the weights came without a tokenizer.
     """
-    if not preprocess.content:
-        raise InputError("the network has no tokenizer: load weights that come with one")
-    tokenizer = Tokenizer.of(preprocess.content)
+    tokenizer = tokenizer_of(preprocess)
 
-    def apply(texts: Texts, pairs: Texts | None = None) -> dict[str, np.ndarray]:
+    def apply(texts: Texts, pairs: Texts | None = None) -> Inputs:
         texts = [texts] if isinstance(texts, str) else list(texts)
         pairs = [pairs] if isinstance(pairs, str) else pairs
         encoded = tokenizer.encode(texts, pairs, max_length=preprocess.max_length)
@@ -67,12 +71,33 @@ def text_preprocess_fn(preprocess: TextPreprocess) -> Callable[..., dict[str, np
         steps = np.arange(int(lengths.max(initial=1)))
         real = steps < lengths[:, None]
         places = np.where(real, encoded.offsets[:-1, None] + steps, 0)
-        found = {
-            "input_ids": np.where(real, encoded.ids[places], preprocess.pad_id),
-            "attention_mask": real,
-        }
-        if preprocess.segments:
-            found["token_type_ids"] = np.where(real, encoded.type_ids[places], 0)
-        return {name: array.astype(np.int32) for name, array in found.items()}
+        return padded(encoded, places, real, preprocess)
 
     return apply
+
+
+def tokenizer_of(preprocess: TextPreprocess) -> Tokenizer:
+    """Returns the network's tokenizer. Raises InputError where its weights came without one."""
+    if not preprocess.content:
+        raise InputError("the network has no tokenizer: load weights that come with one")
+    return Tokenizer(preprocess.tokenizer, preprocess.content)
+
+
+def padded(
+    encoded: Encoded, places: np.ndarray, real: np.ndarray, preprocess: TextPreprocess
+) -> Inputs:
+    """Returns rows of tokens as a network reads them, int32 [B, T] each.
+
+    Args:
+      encoded: the tokens.
+      places: of the rows' tokens among them, int [B, T].
+      real: bool [B, T], which are no padding.
+      preprocess: of the network.
+    """
+    found = {
+        "input_ids": np.where(real, encoded.ids[places], preprocess.pad_id),
+        "attention_mask": real,
+    }
+    if preprocess.segments:
+        found["token_type_ids"] = np.where(real, encoded.type_ids[places], 0)
+    return {name: array.astype(np.int32) for name, array in found.items()}

@@ -91,6 +91,8 @@ class Feeds:
     def _fits(self, decision: Decision) -> bool:
         """Returns whether what a phase trains on would be on the device."""
         config, split = self.setup.config, self.pictures["train"]
+        if decision.prefix is not None and decision.prefix.tokens:
+            return False  # texts differ in length
         if decision.prefix is not None:
             nbytes = decision.prefix.nbytes * max(_views(config), 1) * len(split)
         elif split.in_memory is not None:
@@ -173,7 +175,9 @@ def _obstacle(setup: Setup, tuning: Tuning) -> str:
         return "statistics of the average are estimated on pictures"
     if jax.process_count() > 1:
         return "it is not shared between processes"
-    if config.data.long_texts == "split":
+    if isinstance(setup.model.meta.preprocess, TextPreprocess) and (
+        config.data.long_texts == "split"
+    ):
         return "each pass reads other windows of long texts (data.long_texts=split)"
     return ""
 

@@ -116,7 +116,8 @@ class Evaluation:
     """What a split's evaluation found. Every word counts once; sums are taken in float64."""
 
     targets: np.ndarray  # int [N, T], -1: no word begins here
-    outcomes: dict[str, np.ndarray]  # [N, T], in the split's order
+    # [N, T], in the split's order; `read` is bool, where it is given: words that the network was not given are in no loss
+    outcomes: dict[str, np.ndarray]
     class_names: Sequence[str]
 
     @functools.cached_property
@@ -128,6 +129,11 @@ class Evaluation:
     def counted(self) -> np.ndarray:
         """Bool [N, T]: where a word begins."""
         return self.targets >= 0
+
+    @functools.cached_property
+    def read(self) -> np.ndarray:
+        """Bool [N, T]: the words that the network was given."""
+        return self.counted & self.outcomes.get("read", True)
 
     @functools.cached_property
     def _places(self) -> np.ndarray:
@@ -164,8 +170,8 @@ class Evaluation:
     @functools.cached_property
     def losses(self) -> np.ndarray:
         """The mean loss of each sentence's words, float64 [N]."""
-        total = np.where(self.counted, self.outcomes["loss"].astype(np.float64), 0.0).sum(axis=1)
-        return total / np.maximum(self.counted.sum(axis=1), 1)
+        total = np.where(self.read, self.outcomes["loss"].astype(np.float64), 0.0).sum(axis=1)
+        return total / np.maximum(self.read.sum(axis=1), 1)
 
     def summary(self) -> dict[str, Any]:
         """Returns f1, precision, recall (of all entities), macro_f1, accuracy (of words), loss (nats), and counts.
@@ -176,15 +182,17 @@ class Evaluation:
         precision, recall, f1 = self.scores.micro()
         words = max(int(self.counted.sum()), 1)
         right = (self.outcomes["prediction"] == self.targets)[self.counted].sum()
+        losses = self.outcomes["loss"][self.read].astype(np.float64)
         return {
             "f1": f1,
             "precision": precision,
             "recall": recall,
             "macro_f1": self.scores.macro()[2],
             "accuracy": int(right) / words,
-            "loss": float(self.outcomes["loss"][self.counted].astype(np.float64).sum() / words),
+            "loss": float(losses.sum() / max(len(losses), 1)),
             "entities": int(self.scores.support.sum()),
             "words": int(self.counted.sum()),
+            "unread_words": int((self.counted & ~self.read).sum()),
             "examples": len(self.targets),
         }
 

@@ -121,17 +121,24 @@ def l2sp(
 def distance(carry: Carry, source: Carry) -> jax.Array:
     """Returns the squared distance of two outputs of a stage, [B, ..., C], in float32.
 
-    Summed over channels, averaged over examples and positions; of a dict, the sum over its floating arrays, but of texts that of
-    the hidden states alone.
+    Summed over channels, averaged over examples and positions; of a dict, the sum over its floating arrays. Of texts, the hidden
+    states alone, and of them those that are no padding.
     """
     if isinstance(carry, dict) and "hidden" in carry:
-        carry, source = carry["hidden"], source["hidden"]
+        counted = carry["mask"].astype(jnp.float32)
+        squares = _squares(carry["hidden"], source["hidden"])
+        return jnp.sum(squares * counted) / jnp.maximum(jnp.sum(counted), 1.0)
     total = jnp.zeros(())
     for one, other in zip(jax.tree.leaves(carry), jax.tree.leaves(source), strict=True):
         if jnp.issubdtype(one.dtype, jnp.floating):
-            difference = one.astype(jnp.float32) - jax.lax.stop_gradient(other).astype(jnp.float32)
-            total += jnp.mean(jnp.sum(jnp.square(difference), -1))
+            total += jnp.mean(_squares(one, other))
     return total
+
+
+def _squares(one: jax.Array, other: jax.Array) -> jax.Array:
+    """Returns the squared distance at each position, [...], of two arrays [..., C]."""
+    difference = one.astype(jnp.float32) - jax.lax.stop_gradient(other).astype(jnp.float32)
+    return jnp.sum(jnp.square(difference), -1)
 
 
 def smallest_singular_values(features: jax.Array, count: int) -> jax.Array:

@@ -145,6 +145,10 @@ def check(
             raise InputError(
                 f"{start} acts on the outputs of stages, of which tune.method={method} trains none"
             )
+        if one.name == "bss" and model.meta.per_token:
+            raise InputError(
+                f"{start} shrinks the features of whole examples, and the task has those of words"
+            )
         most = min(batch_size, model.num_features)
         if one.count > most:
             raise InputError(

@@ -16,7 +16,7 @@ import huggingface_hub
 from huggingface_hub import constants, errors
 from huggingface_hub.utils import validate_repo_id
 
-from tlx.errors import InputError
+from tlx.errors import InputError, InputFileNotFoundError
 from tlx.weights.cache import (
     TransferError,
     cache_dir,
@@ -35,6 +35,10 @@ from tlx.weights.files import sha256_of
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _HUB_CACHE_VARIABLES = ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_HOME")
+
+
+class NotInRepositoryError(InputFileNotFoundError):
+    """The hub says that the repository has no such file."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +107,7 @@ def fetch_from_hub(
         stand still is the library's business (HF_HUB_DOWNLOAD_TIMEOUT).
 
     Raises:
-      InputFileNotFoundError: it is not here and cannot be downloaded.
+      InputFileNotFoundError: it is not here and cannot be downloaded; NotInRepositoryError: there is none.
       InputError: the checksum is wrong, or the cache cannot be written to.
     """
     _check_names(repository, filename, revision)
@@ -123,6 +127,8 @@ def fetch_from_hub(
     try:
         answer = _ask(wanted, revision, timeout)
     except TransferError as error:
+        if isinstance(error.__cause__, errors.RemoteEntryNotFoundError):
+            raise NotInRepositoryError(str(missing(by_hand, origin, str(error)))) from error
         here = wanted.good_copy(revision)
         if not here:
             raise missing(by_hand, origin, str(error)) from error
@@ -158,6 +164,11 @@ def _check_names(repository: str, filename: str, revision: str) -> None:
         )
     if revision.startswith("/") or ".." in revision:  # the library makes it a path
         raise InputError(f"{revision!r} is no revision: expected a commit, branch or tag")
+
+
+def is_offline() -> bool:
+    """Returns whether a setting forbids the network."""
+    return bool(_offline())
 
 
 def _offline() -> str:

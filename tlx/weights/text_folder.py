@@ -138,23 +138,32 @@ def _located(name: str, weights: str) -> tuple[Path, str, str]:
 
 def _fetch(repository: str) -> tuple[Path, str]:
     """Returns the folder that a repository's files are in, once all that is needed is there, and its commit."""
-    from tlx.weights.hub import fetch_from_hub  # its library is needed by nobody else
+    from tlx.weights import hub  # its library is needed by nobody else
 
-    config, commit = fetch_from_hub(repository, CONFIG)
+    config, commit = hub.fetch_from_hub(repository, CONFIG)
+    if not commit:  # a folder that was put into the cache by hand is as it is
+        return config.parent, ""
 
     def fetched(file: str) -> bool:
+        """Whether the file is there now; it is not where the repository has none, or where nothing may be asked."""
         try:
-            fetch_from_hub(repository, file, revision=commit)
-        except InputFileNotFoundError:
+            hub.fetch_from_hub(repository, file, revision=commit)
+        except hub.NotInRepositoryError:
             return False
+        except InputFileNotFoundError:
+            if hub.is_offline():
+                return False
+            raise
         return True
 
     if not any(map(fetched, WEIGHTS)):
-        fetch_from_hub(repository, WEIGHTS[0], revision=commit)  # says why
-    for file in BESIDE:
-        fetched(file)
-    if not any(all(map(fetched, files)) for files in TOKENIZERS):
-        fetch_from_hub(repository, TOKENIZERS[0][0], revision=commit)
+        hub.fetch_from_hub(repository, WEIGHTS[0], revision=commit)  # says why
+    (whole,), *vocabularies = TOKENIZERS
+    if not fetched(whole):
+        for file in BESIDE:
+            fetched(file)
+        if not any(all(map(fetched, files)) for files in vocabularies):
+            hub.fetch_from_hub(repository, whole, revision=commit)
     return config.parent, commit
 
 
@@ -199,7 +208,7 @@ def _check_type(name: str, folder: Path, config: Mapping[str, Any]) -> None:
 def _check_tokenizer(folder: TextFolder, vocabulary: int, pad_id: int) -> None:
     """Raises InputError where the tokenizer's ids are not those of the embedding."""
     own = folder.tokenizer.vocab_size
-    if not vocabulary - _SPARE <= own <= vocabulary:
+    if not vocabulary - max(_SPARE, vocabulary // 64) <= own <= vocabulary:
         raise InputError(
             f"{folder.path}: the tokenizer has {own} tokens, but the network an embedding of {vocabulary}: they are of "
             "different models"
