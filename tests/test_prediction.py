@@ -28,7 +28,7 @@ LINES = [
     "the the the cat cats cats sat un wanted wanted , , .",
     "j i h g",
 ]
-TAGS = ("O", "B-place", "B-person", "I-person", "B-group")
+TAGS = ("O", "B-place", "I-place")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,9 @@ def folders(tmp_path_factory):
     return {
         "two": text_folder(root / "two"),
         "five": text_folder(root / "five", tuple("vwxyz")),
-        "number": text_folder(root / "number", ("LABEL_0",)),
-        "tags": text_folder(root / "tags", TAGS, per_token=True, seed=3),
-        "inner": text_folder(root / "inner", (*TAGS[1:], "O"), per_token=True, seed=3),
+        "number": text_folder(root / "number", ("value",), task="regression"),
+        "tags": text_folder(root / "tags", TAGS, task="tagging"),
+        "inner": text_folder(root / "inner", (*TAGS[1:], "O"), task="tagging"),
     }
 
 
@@ -334,7 +334,7 @@ def test_a_trained_tagger_predicts_what_was_evaluated(tmp_path, fields):
     config = fields("tags", task="tagging") | {
         "data.source": "conll",
         "data.root": str(tmp_path),
-        "train.steps": 4,
+        "train.steps": 20,
         "train.batch_size": 7,
         "optimizer.name": "adamw",
     }
@@ -410,7 +410,7 @@ def test_bad_words(tmp_path, fields):
 def test_a_text_of_100_000_words_is_cut_off_and_counted(tmp_path, fields, capsys):
     (record,) = tlx.predict(tmp_path, ["the cat " * 50_000], config=fields("two"))
     assert 0.5 <= record["probability"] <= 1
-    assert "1 of 1 texts are longer than 48 tokens, and cut off" in capsys.readouterr().out
+    assert "1 of 1 texts are longer than 40 tokens, and cut off" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
