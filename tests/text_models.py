@@ -17,7 +17,7 @@ from tlx.pretrained import source
 from tlx.tuning.adapters import with_adapters
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 
-NAMES = ("bert", "roberta", "xlm_roberta", "distilbert", "electra")
+NAMES = ("bert", "roberta", "xlm_roberta", "distilbert", "electra", "deberta_v3", "modernbert")
 TEXTS = ["the cats sat , unwanted .", "cat", "the cafe a b c d e f"]
 BYTE_TEXTS = ["ab ab a", "b", "a b ab b a"]
 
@@ -29,6 +29,13 @@ _SIZES = {
     "bert": _COMMON,
     "roberta": _COMMON | {"pad_token_id": 1, "type_vocab_size": 1},
     "xlm_roberta": _COMMON | {"pad_token_id": 1, "type_vocab_size": 1},
+    "modernbert": _COMMON | {"pad_token_id": 0},
+    "deberta_v3": _COMMON | {
+        "relative_attention": True, "position_buckets": 8, "pos_att_type": "p2c|c2p",
+        "norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False,
+        "max_relative_positions": -1, "type_vocab_size": 0, "layer_norm_eps": 1e-7,
+        "pad_token_id": 0,
+    },
     "electra": _COMMON | {"embedding_size": 12},
     "distilbert": {
         "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 40,
@@ -59,7 +66,7 @@ def meta(name, *, task="classification", sizes=None, **fields):
     own = _SIZES[name] | {"model_type": family(name).MODEL_TYPES[name]} | (sizes or {})
     _, longest, pad_id, segments = family(name).text_facts(name, own)
     found = tokenizer(name)
-    text = TextPreprocess(longest, found.digest, pad_id, segments, found.content)
+    text = TextPreprocess(longest or 2**16, found.digest, pad_id, segments, found.content)
     return WeightsMeta(
         architecture=name, preprocess=text, config=json.dumps(own), classifier="classifier",
         per_token=task == "tagging", task=task, **fields,
@@ -77,6 +84,8 @@ def network(name, names=("neg", "neu", "pos"), *, seed=0, adapters=None, **facts
 
 
 def headless(name, **facts):
+    """Without ModernBERT's pooler, too, which transformers counts to its heads."""
+    facts |= {"sizes": {"tlx_pooler": False}} if name == "modernbert" else {}
     made = source(name, num_classes=0, meta=dataclasses.replace(meta(name, **facts), task=""))
     return with_values(made.model, drawn(made.place(0), 0))
 

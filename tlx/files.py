@@ -70,6 +70,11 @@ def write_json_atomic(path: str | Path, value: Any) -> None:
     write_text_atomic(path, json.dumps(plain(value), indent=2, ensure_ascii=False) + "\n")
 
 
+def printable(path: Path) -> str:
+    """Returns the path as text that can be printed and stored, even where its name is not UTF-8."""
+    return str(path).encode("utf-8", "backslashreplace").decode()
+
+
 def plain(value: Any) -> Any:
     """Returns `value` as JSON can hold it.
 

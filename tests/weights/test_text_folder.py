@@ -72,8 +72,9 @@ def test_export_of_an_import_is_the_file(name, dtype, tmp_path):
     one.mkdir(), two.mkdir()
     save_weights(text_models.network(name), one / WEIGHTS)
     arrays = {key: array.astype(np.dtype(dtype)) for key, array in arrays_of(one).items()}
-    prefix = min(key.split(".")[0] for key in arrays if ".embeddings." in key)
-    arrays[f"{prefix}.embeddings.position_ids"] = np.arange(40)[None]
+    if name != "modernbert":  # the older ones have a buffer beside the values
+        prefix = min(key.split(".")[0] for key in arrays if ".embeddings." in key)
+        arrays[f"{prefix}.embeddings.position_ids"] = np.arange(40)[None]
     write_safetensors(arrays, one / WEIGHTS, {"format": "pt"})
     save_weights(create_model(name, weights=one), two / WEIGHTS)
     back = arrays_of(two)
@@ -208,7 +209,10 @@ def test_another_kind_of_config_is_not_written_over(tmp_path):
     [
         (CONFIG, "has no config.json, which says the sizes of the network; it has: model.saf"),
         (WEIGHTS, r"has no weights \(model.safetensors or pytorch_model.bin\); it has: config"),
-        ("tokenizer.json", "no tokenizer in .*: neither tokenizer.json nor vocab.txt"),
+        (
+            "tokenizer.json",
+            r"no tokenizer: .*vocab\.txt, of which .* is not there, nor is tokenizer\.json",
+        ),
     ],
 )
 def test_files_that_are_missing_are_named(folder, missing, says):

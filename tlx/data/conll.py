@@ -12,12 +12,12 @@ from typing import Any
 from tlx.config import DataConfig
 from tlx.data.conll_columns import read_columns
 from tlx.data.conll_json import read_json
-from tlx.data.picture_files import printable
 from tlx.data.source import Splits, given_splits
 from tlx.data.split_files import find_split_files
 from tlx.data.tagged import Sentence, as_examples
 from tlx.data.text_file import read_text
 from tlx.errors import InputError
+from tlx.files import printable
 
 SUFFIXES = (".conll", ".txt", ".tsv", ".bio", ".iob", ".jsonl")
 EXPECTED = (

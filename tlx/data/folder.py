@@ -14,9 +14,10 @@ import numpy as np
 
 from tlx.config import DataConfig
 from tlx.data.image import FORMATS, sniff
-from tlx.data.picture_files import SPLIT_NAMES, PictureFiles, printable
+from tlx.data.picture_files import SPLIT_NAMES, PictureFiles
 from tlx.data.source import Splits, given_splits
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.files import printable
 
 EXPECTED = "DIR/{train,val,test}/CLASS/*.jpg or DIR/CLASS/*.jpg"
 

@@ -13,12 +13,13 @@ from tlx.config import DataConfig
 from tlx.data.broken_pictures import broken_images
 from tlx.data.folder import is_picture, pictures_below, size_of
 from tlx.data.new_texts import Facts, NewInputs, facts_of
-from tlx.data.picture_files import PictureFiles, printable
+from tlx.data.picture_files import PictureFiles
 from tlx.data.split import Subset
 from tlx.data.table import PATH
 from tlx.data.table_columns import find_roles
 from tlx.data.table_rows import SUFFIXES, Schema, read_records
 from tlx.errors import InputError
+from tlx.files import printable
 
 
 def read_pictures(path: Path, config: DataConfig, class_names: Sequence[str]) -> NewInputs:

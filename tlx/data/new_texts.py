@@ -16,7 +16,6 @@ import numpy as np
 from tlx.config import DataConfig, nearest
 from tlx.data.conll_columns import read_columns
 from tlx.data.conll_json import split_words
-from tlx.data.picture_files import printable
 from tlx.data.table_rows import SUFFIXES as TABLES
 from tlx.data.table_rows import Record, read_records
 from tlx.data.tagged import TaggedTexts
@@ -24,6 +23,7 @@ from tlx.data.text_file import at_line, decoded, json_objects, read_text, shown
 from tlx.data.text_table import text_schema, texts_of
 from tlx.data.texts import Texts
 from tlx.errors import InputError
+from tlx.files import printable
 
 LINES = ".txt"
 COLUMNS = (".conll", ".bio", ".iob")

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tlx.data.image import decode
 from tlx.data.split import digest
+from tlx.files import printable
 
 # What people call their splits, in lower case.
 SPLIT_NAMES = {
@@ -50,8 +51,3 @@ class PictureFiles:
         kind = "<f4" if self.labels.dtype.kind == "f" else "<i4"
         numbers = self.sizes.astype("<i8").tobytes() + self.labels.astype(kind).tobytes()
         return digest((names, numbers))
-
-
-def printable(path: Path) -> str:
-    """Returns the path as text that can be printed and stored, even where its name is not UTF-8."""
-    return str(path).encode("utf-8", "backslashreplace").decode()

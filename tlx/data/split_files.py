@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tlx.data.picture_files import SPLIT_NAMES, printable
+from tlx.data.picture_files import SPLIT_NAMES
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.files import printable
 
 
 def find_split_files(

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from tlx.config import DataConfig
-from tlx.data.picture_files import PictureFiles, printable
+from tlx.data.picture_files import PictureFiles
 from tlx.data.source import Splits, given_splits
 from tlx.data.table_columns import Role, find_roles
 from tlx.data.table_files import SPLIT, read_tables
@@ -23,6 +23,7 @@ from tlx.data.table_labels import SEPARATOR, label_role, read_labels, several_no
 from tlx.data.table_rows import Record, Schema
 from tlx.data.text_file import shown
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.files import printable
 
 PATH = Role("path", ("path", "file", "filename", "image"))
 _LABELS = ("label", "labels", "class", "target")

@@ -14,12 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from tlx.config import nearest
-from tlx.data.picture_files import SPLIT_NAMES, printable
+from tlx.data.picture_files import SPLIT_NAMES
 from tlx.data.split_files import find_split_files
 from tlx.data.table_columns import Role
 from tlx.data.table_rows import SUFFIXES, Record, Schema, read_records
 from tlx.data.text_file import shown
 from tlx.errors import InputError
+from tlx.files import printable
 
 SPLIT = Role("split", ("split",), needed=False)
 

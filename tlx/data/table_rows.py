@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from tlx.data.picture_files import printable
 from tlx.data.text_file import at_line, json_objects, read_text, shown
 from tlx.errors import InputError
+from tlx.files import printable
 
 SUFFIXES = (".csv", ".tsv", ".jsonl")
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.data.picture_files import printable
 from tlx.data.split import digest
 from tlx.data.tag_scheme import OUTSIDE, TO_IOBES, continues, is_open, sort_key, split_tag
 from tlx.data.text_file import at_line, shown
 from tlx.errors import InputError
+from tlx.files import printable
 
 _TAG = re.compile(r"O|[BIESLU]-+[^-].*", re.DOTALL)
 

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tlx.data.picture_files import printable
 from tlx.errors import InputError
+from tlx.files import printable
 
 _SHOWN = 80  # characters of a value in an error
 

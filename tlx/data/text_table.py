@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 
 from tlx.config import DataConfig
-from tlx.data.picture_files import printable
 from tlx.data.source import Splits, given_splits
 from tlx.data.table_files import Tables, read_tables
 from tlx.data.table_labels import read_labels, several_notes
@@ -20,6 +19,7 @@ from tlx.data.text_columns import header_of, text_finder
 from tlx.data.text_file import shown
 from tlx.data.texts import Texts
 from tlx.errors import InputError
+from tlx.files import printable
 
 
 def load(config: DataConfig, name: str, training: bool = True, *, targets: str = "class") -> Splits:

@@ -10,7 +10,6 @@ from typing import Any
 
 from tlx.config import nearest
 from tlx.data import tokenizer_json
-from tlx.data.picture_files import printable
 from tlx.data.sentencepiece_file import parse_sentencepiece
 from tlx.data.tokenizer_settings import (
     CONFIG,
@@ -21,6 +20,7 @@ from tlx.data.tokenizer_settings import (
     read_text,
 )
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.files import printable
 
 _WHOLE = "tokenizer.json"
 _LINES, _WORDS, _MERGES = "vocab.txt", "vocab.json", "merges.txt"
@@ -55,7 +55,7 @@ def read_folder(folder: Path) -> tuple[str, str]:
     build, main = _BUILDERS[family]
     if not os.path.lexists(folder / main):
         raise InputFileNotFoundError(
-            f"no tokenizer in {printable(folder)}: neither {_WHOLE} nor {main}, from which one of {family} can be made"
+            f"no tokenizer: {printable(folder / main)}, of which one for {family} is made, is not there, nor is {_WHOLE}"
         )
     where = printable(folder / main)
     return json.dumps(build(folder, settings, where)), where

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from tlx.config import nearest
-from tlx.data.picture_files import printable
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.files import printable
 
 CONFIG = "tokenizer_config.json"
 _SPECIAL = "special_tokens_map.json"

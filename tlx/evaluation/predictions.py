@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 
 from tlx.config import nearest
-from tlx.data.picture_files import printable
 from tlx.data.table_labels import SEPARATOR
 from tlx.errors import InputError, InputFileNotFoundError
-from tlx.files import plain, replacing
+from tlx.files import plain, printable, replacing
 
 SUFFIXES = (".jsonl", ".csv")
 FEW = 20  # classes; of more, not all probabilities are in a record

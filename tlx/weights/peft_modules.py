@@ -36,6 +36,6 @@ def layer_at(model: Model, path: str) -> Layer:
     """Returns the layer of that path."""
     top = module_of(path)
     module: Any = getattr(model, top)
-    for part in path.removeprefix(f"{top}.").split("."):
+    for part in path[len(top) :].split(".")[1:]:
         module = module[int(part)] if part.isdecimal() else getattr(module, part)
     return module

@@ -41,7 +41,6 @@ PROBLEM_TYPES = {
     "multi_label_classification": "multilabel",
     "regression": "regression",
 }
-OURS = "tlx_"  # begins the fields of a meta's config that no config.json has
 _MOST = 2**24  # bytes of a config.json
 _LONGEST = 2**16  # tokens, of networks that set no limit
 _SPARE = 256  # rows of an embedding beyond the vocabulary, as multiples of 64 have them

@@ -14,10 +14,10 @@ from tlx.data.tokenizer import open_tokenizer
 from tlx.data.tokenizer_roles import special_tokens
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.files import write_json_atomic, write_text_atomic
+from tlx.models.text import POOLER
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.text_folder import (
     CONFIG,
-    OURS,
     PROBLEM_TYPES,
     TOKENIZERS,
     WEIGHTS,
@@ -125,8 +125,7 @@ class TextFiles:
 
 def _config(meta: WeightsMeta, dtypes: Collection[str]) -> dict[str, Any]:
     name = meta.architecture
-    sizes = json.loads(meta.config) if meta.config else {}
-    config = {field: value for field, value in sizes.items() if not field.startswith(OURS)}
+    config = _theirs(meta)
     config.setdefault("model_type", models.family(name).MODEL_TYPES[name])
     kind = class_of(meta)
     found: dict[str, Any] = {"architectures": [kind]} if kind else {}
@@ -147,13 +146,23 @@ def _config(meta: WeightsMeta, dtypes: Collection[str]) -> dict[str, Any]:
 def class_of(meta: WeightsMeta) -> str:
     """Returns the class of transformers that is the same network; "": there is none.
 
-    Its classifiers of whole texts read the output of the family's pooler, which weights of an encoder may lack: the
-    classifier that was trained on them here reads the hidden state.
+    Its classifiers read the output of the family's pooler, which weights of an encoder may lack: a classifier that was
+    trained on them here reads the hidden state.
     """
-    sizes = json.loads(meta.config) if meta.config else {}
     kind = _CLASSES[models.family(meta.architecture).MODEL_TYPES[meta.architecture]]
     if not meta.num_classes:
         return f"{kind}Model"
-    if meta.per_token:
-        return f"{kind}ForTokenClassification"
-    return "" if sizes.get(f"{OURS}pooler") is False else f"{kind}ForSequenceClassification"
+    theirs = dataclasses.replace(meta, config=json.dumps(_theirs(meta)))
+    own, other = (
+        models.abstract_model(meta.architecture, num_classes=meta.num_classes, meta=each)
+        for each in (meta, theirs)
+    )
+    if own.stages != other.stages:
+        return ""
+    return f"{kind}For{'Token' if meta.per_token else 'Sequence'}Classification"
+
+
+def _theirs(meta: WeightsMeta) -> dict[str, Any]:
+    """Returns what config.json says of the network, without the fields that are only known here."""
+    sizes: dict[str, Any] = json.loads(meta.config) if meta.config else {}
+    return {field: value for field, value in sizes.items() if field != POOLER}
