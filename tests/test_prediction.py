@@ -36,7 +36,8 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("folders")
     return {
         "two": text_folder(root / "two"),
-        "five": text_folder(root / "five", tuple("vwxyz")),
+        "five": text_folder(root / "five", tuple("vwxyz"), task="multilabel"),
+        "unknown": text_folder(root / "unknown", task=""),
         "number": text_folder(root / "number", ("value",), task="regression"),
         "tags": text_folder(root / "tags", TAGS, task="tagging"),
         "inner": text_folder(root / "inner", (*TAGS[1:], "O"), task="tagging"),
@@ -450,6 +451,18 @@ def test_weights_without_a_head_predict_nothing(tmp_path, fields):
     headless = {"model.name": "resnet20_cifar", "model.weights": "none"}
     with pytest.raises(tlx.InputError, match="nothing to predict with"):
         tlx.predict(tmp_path, ["a.png"], config=headless)
+
+
+def test_a_head_of_another_task_is_refused(tmp_path, fields):
+    for name, task, expected in (
+        ("tags", "classification", "is of the task tagging.*set config.task=tagging"),
+        ("two", "multilabel", "is of the task classification"),
+        ("unknown", "tagging", "of whole inputs, not of words"),
+        ("unknown", "regression", "has 2 outputs"),
+        ("number", "multilabel", "is of the task regression"),
+    ):
+        with pytest.raises(tlx.InputError, match=expected):
+            tlx.predict(tmp_path, ["un"], config=fields(name, task=task))
 
 
 def test_pictures(tmp_path, capsys):
