@@ -28,7 +28,7 @@ LINES = [
     "the the the cat cats cats sat un wanted wanted , , .",
     "j i h g",
 ]
-TAGS = ("O", "B-place", "B-person", "I-person", "B-group")
+TAGS = ("O", "B-place", "I-place")
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +36,11 @@ def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("folders")
     return {
         "two": text_folder(root / "two"),
-        "five": text_folder(root / "five", tuple("vwxyz")),
-        "number": text_folder(root / "number", ("LABEL_0",)),
-        "tags": text_folder(root / "tags", TAGS, per_token=True, seed=3),
-        "inner": text_folder(root / "inner", (*TAGS[1:], "O"), per_token=True, seed=3),
+        "five": text_folder(root / "five", tuple("vwxyz"), task="multilabel"),
+        "unknown": text_folder(root / "unknown", task=""),
+        "number": text_folder(root / "number", ("value",), task="regression"),
+        "tags": text_folder(root / "tags", TAGS, task="tagging"),
+        "inner": text_folder(root / "inner", (*TAGS[1:], "O"), task="tagging"),
     }
 
 
@@ -334,7 +335,7 @@ def test_a_trained_tagger_predicts_what_was_evaluated(tmp_path, fields):
     config = fields("tags", task="tagging") | {
         "data.source": "conll",
         "data.root": str(tmp_path),
-        "train.steps": 4,
+        "train.steps": 20,
         "train.batch_size": 7,
         "optimizer.name": "adamw",
     }
@@ -410,7 +411,7 @@ def test_bad_words(tmp_path, fields):
 def test_a_text_of_100_000_words_is_cut_off_and_counted(tmp_path, fields, capsys):
     (record,) = tlx.predict(tmp_path, ["the cat " * 50_000], config=fields("two"))
     assert 0.5 <= record["probability"] <= 1
-    assert "1 of 1 texts are longer than 48 tokens, and cut off" in capsys.readouterr().out
+    assert "1 of 1 texts are longer than 40 tokens, and cut off" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -450,6 +451,18 @@ def test_weights_without_a_head_predict_nothing(tmp_path, fields):
     headless = {"model.name": "resnet20_cifar", "model.weights": "none"}
     with pytest.raises(tlx.InputError, match="nothing to predict with"):
         tlx.predict(tmp_path, ["a.png"], config=headless)
+
+
+def test_a_head_of_another_task_is_refused(tmp_path, fields):
+    for name, task, expected in (
+        ("tags", "classification", "is of the task tagging.*set config.task=tagging"),
+        ("two", "multilabel", "is of the task classification"),
+        ("unknown", "tagging", "of whole inputs, not of words"),
+        ("unknown", "regression", "has 2 outputs"),
+        ("number", "multilabel", "is of the task regression"),
+    ):
+        with pytest.raises(tlx.InputError, match=expected):
+            tlx.predict(tmp_path, ["un"], config=fields(name, task=task))
 
 
 def test_pictures(tmp_path, capsys):

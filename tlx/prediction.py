@@ -32,7 +32,7 @@ from tlx.setup import compute_dtype
 from tlx.tasks import Task, get_task
 from tlx.training.mesh import make_mesh, place_batch, replicated
 from tlx.training.step import make_eval_step
-from tlx.weights.meta import TextPreprocess
+from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.workdir import Workdir
 
 Record = dict[str, Any]
@@ -111,6 +111,8 @@ def _model(folder: Workdir, config: Config) -> Model:
     file = opened.adapters if opened.adapters and opened.adapters.meta else opened.file
     names = file.meta.class_names if file and file.meta else ()
     count = opened.file.num_classes if opened.file else 0
+    if opened.file:
+        _check_task(opened.file.meta, count, config)
     names = names or tuple(str(index) for index in range(count))
     keeping = dataclasses.replace(config, model=dataclasses.replace(config.model, head="keep"))
     source = opened.fitted(keeping, names, training=False)
@@ -127,6 +129,24 @@ def _model(folder: Workdir, config: Config) -> Model:
         flush=True,
     )
     return with_values(source.model, source.place(config.seed, replicated(make_mesh())))
+
+
+def _check_task(meta: WeightsMeta, outputs: int, config: Config) -> None:
+    """Raises InputError where the weights' head, of so many outputs, was made for another task than the config's."""
+    task = meta.task or ("tagging" if meta.per_token else "")
+    if task and task != config.task:
+        raise InputError(
+            f"the head of {config.model.weights!r} is of the task {task}, but the config's is {config.task}: "
+            f"set config.task={task}"
+        )
+    if config.task == "regression" and outputs != 1:
+        raise InputError(
+            f"the head of {config.model.weights!r} has {outputs} outputs, and a regression has one"
+        )
+    if config.task == "tagging" and not meta.per_token:
+        raise InputError(
+            f"the head of {config.model.weights!r} is of whole inputs, not of words, which task=tagging needs"
+        )
 
 
 def _inputs(inputs: Any, model: Model, config: Config) -> NewInputs:

@@ -23,8 +23,8 @@ Record = dict[str, Any]
 
 
 def number(value: Any) -> float | None:
-    """Returns the value with six significant digits, which is what float32 has; None where it is not finite."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
+    """Returns the value with as many digits as tell it from other float32; None where it is not finite."""
+    return float(str(np.float32(value))) if math.isfinite(value) else None
 
 
 def by_class(
