@@ -11,11 +11,15 @@ import pytest
 
 import tlx
 from tests import text_tasks
+from tlx import config as config_lib
 from tlx.errors import InputError
+from tlx.features.feeds import Feeds, decisions
 from tlx.models.leaves import values
-from tlx.run import load
+from tlx.run import export, load
+from tlx.setup import prepare, prepare_tuning
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Interrupted
+from tlx.tuning.penalties import distance
 from tlx.weights.files import read_weights
 
 
@@ -305,3 +309,59 @@ def test_bfloat16(tmp_path, model, reviews):
     net = tlx.create_model("bert", weights=model, num_classes=0, dtype="bfloat16")
     inputs = net.as_input(tlx.preprocess(net)(["the film was fine"]))
     assert net.run(inputs, stop=2)["hidden"].dtype == jax.numpy.bfloat16
+
+
+def test_what_pulls_towards_the_source_does_not_see_padding():
+    rng = np.random.default_rng(0)
+    hidden, source = rng.standard_normal((2, 3, 5, 4)).astype(np.float32)
+    mask = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [1, 1, 1, 0, 0]], np.float32)
+    expected = (np.square(hidden - source).sum(-1) * mask).sum() / mask.sum()
+    for width in (0, 4):
+        wide = ((0, 0), (0, width), (0, 0))
+        carry, other = (
+            {"hidden": np.pad(array, wide, constant_values=7), "mask": np.pad(mask, wide[:2])}
+            for array in (hidden, source)
+        )
+        other["hidden"][:, 5:] = -3
+        np.testing.assert_allclose(distance(carry, other), expected, rtol=1e-6)
+
+
+def test_a_taggers_own_head_is_held_against_its_own_tags(tmp_path, model, entities, reviews):
+    fields = text_tasks.fields(model, entities) | {"task": "tagging", "data.source": "conll"}
+    trained = tlx.finetune(fields | {"train.steps": 120}, tmp_path / "run")
+    exported = export(tmp_path / "run")[0]
+    table = json.loads((exported / "config.json").read_text())["id2label"]
+    assert list(table.values()) == ["O", "B-person", "I-person", "B-place"]
+    as_it_is = fields | {"model.weights": str(exported)}
+    again = tlx.evaluate(as_it_is, tmp_path / "again")
+    assert again["test/f1"] == trained["test/f1"] and again["test/loss"] == trained["test/loss"]
+    # Of one type the data has nothing: the network may still find it.
+    only = tmp_path / "only"
+    only.mkdir()
+    for name in ("train", "test"):
+        text = (entities / f"{name}.conll").read_text()
+        lines = [line.replace("B-place", "O") for line in text.splitlines()]
+        (only / f"{name}.conll").write_text("\n".join(lines) + "\n")
+    fewer = tlx.evaluate(as_it_is | {"data.root": str(only)}, tmp_path / "fewer")
+    assert fewer["test/recall"] == again["test/per_class_recall"]["person"]
+    assert fewer["test/precision"] < again["test/precision"]
+    with pytest.raises(InputError, match="trained for task=tagging"):
+        tlx.evaluate(
+            text_tasks.fields(exported, reviews) | {"model.head": "keep"}, tmp_path / "other"
+        )
+
+
+def test_held_batches_of_tokens_are_not_put_on_the_device(tmp_path, model, entities, monkeypatch):
+    fields = text_tasks.fields(model, entities) | {
+        "task": "tagging",
+        "data.source": "conll",
+        "tune.method": "head",
+        "cache.use": "on",
+        "cache.dir": str(tmp_path / "cache"),
+        "data.device_gb": 1.0,
+    }
+    setup, _ = prepare(config_lib.build(fields))
+    found = decisions(setup, prepare_tuning(setup))
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert found[0].prefix.tokens > 0
+    assert Feeds(setup, found, setup.open("train"), print).steps_per_call == 1

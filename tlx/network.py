@@ -80,7 +80,7 @@ class Opened:
         Raises:
           InputError: it is to be kept all the same.
         """
-        own, head = self.meta.task, config.model.head
+        own, head = self.meta.task or ("tagging" if self.meta.per_token else ""), config.model.head
         if self.file is None or not own or own == config.task or head == "new":
             return head
         if head == "keep":

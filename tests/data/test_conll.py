@@ -165,19 +165,37 @@ def test_the_scheme_is_that_of_all_files(tmp_path: Path) -> None:
 
 
 def test_classes_are_the_tags_of_all_files(tmp_path: Path) -> None:
-    written(tmp_path / "train.conll", "a B-X\n")
+    written(tmp_path / "train.conll", "a B-X\nb B-A\n")
     written(tmp_path / "dev.txt", "a B-A\n")
     written(tmp_path / "test.iob", "a O\nb B-X\nc I-X\n")
     splits = read(tmp_path)
     assert {s: p.class_names for s, p in splits.given().items()} == dict.fromkeys(
         ("train", "val", "test"), ("O", "B-A", "B-X", "I-X")
     )
-    assert "3 class(es) have no training example: 'O', 'B-A', 'I-X'" in splits.notes
+    assert "2 class(es) have no training example: 'O', 'I-X'" in splits.notes
     alone = read(tmp_path, training=False)
     assert alone.train is None and alone.val is None and alone.test is not None
     assert alone.class_names == splits.class_names
     assert alone.notes == (f"evaluated: {tmp_path / 'test.iob'}",)
     assert splits.test is not None and alone.test.fingerprint == splits.test.fingerprint
+
+
+def test_a_type_that_training_has_nothing_of_is_refused(tmp_path: Path) -> None:
+    written(tmp_path / "train.conll", "a B-person\n")
+    written(tmp_path / "test.conll", "a O\nb B-persn\n")
+    with pytest.raises(InputError, match=r"line 2: 'B-persn' is of no type.*did you mean 'person'"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(["a\0b"], "a NUL"), (["a\ud800"], "a NUL, or half"), (["a"] * 10_001, "10,001 words")],
+)
+def test_what_is_no_text_and_what_is_no_sentence_is_refused(tmp_path: Path, words, message) -> None:
+    record = {"tokens": words, "tags": ["B-X"] * len(words)}
+    written(tmp_path / "train.jsonl", json.dumps(record))
+    with pytest.raises(InputError, match=rf"line 1: .*{message}"):
+        read(tmp_path)
 
 
 def test_without_a_test_file_dev_is_the_test(tmp_path: Path) -> None:

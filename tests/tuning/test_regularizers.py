@@ -82,10 +82,10 @@ def test_the_distance_of_stages_is_the_mean_over_examples_and_positions_summed_o
 
 def test_of_a_dict_the_floating_arrays_count():
     mask = np.ones((2, 3), np.int32)
-    ours = {"hidden": drawn(2, 3, 4), "mask": mask, "pending": drawn(2, 6)}
-    source = {"hidden": drawn(2, 3, 4), "mask": 0 * mask, "pending": drawn(2, 6)}
-    parts = {name: ours[name].astype(np.float64) - source[name] for name in ("hidden", "pending")}
-    expected = (parts["hidden"] ** 2).sum() / 6 + (parts["pending"] ** 2).sum() / 2
+    ours = {"map": drawn(2, 3, 4), "mask": mask, "pending": drawn(2, 6)}
+    source = {"map": drawn(2, 3, 4), "mask": 0 * mask, "pending": drawn(2, 6)}
+    parts = {name: ours[name].astype(np.float64) - source[name] for name in ("map", "pending")}
+    expected = (parts["map"] ** 2).sum() / 6 + (parts["pending"] ** 2).sum() / 2
     np.testing.assert_allclose(distance(ours, source), expected, rtol=1e-6)
     half = {name: jnp.asarray(array, jnp.bfloat16) for name, array in ours.items()}
     assert distance(half, source).dtype == jnp.float32
