@@ -291,7 +291,8 @@ def create_model(
 
     Args:
       name: as `tlx.list_models()` shows it, with or without the tag of a known set of weights.
-      weights: a tag (`tv_in1k`), a path (`.pth`, `.th`, `.bin`, `.safetensors`), or None: drawn from the seed.
+      weights: a tag (`tv_in1k`), a path (`.pth`, `.th`, `.bin`, `.safetensors`), or None: drawn from the seed. Of a text model the
+        folder that has config.json, weights and tokenizer, or OWNER/NAME of one on the hub.
       num_classes: None: as in the weights; 0: no head, logits are the features; else a new head where
         the weights have another number of classes.
       seed: of the values that no file fills.

@@ -84,11 +84,11 @@ class Setup:
 
     @functools.cached_property
     def eval_step(self) -> EvalStep:
-        """The jitted evaluation step on pictures; one for all splits."""
+        """The jitted evaluation step on pictures or texts; one for all splits."""
         return self.eval_step_from(0)
 
     def eval_step_from(self, start: int) -> EvalStep:
-        """Returns the jitted evaluation step on what `Model.prefix` makes of pictures."""
+        """Returns the jitted evaluation step on what `Model.prefix` makes of them."""
         return self._eval_step(start, self.task)
 
     def _eval_step(self, start: int, task: Task | None) -> EvalStep:
@@ -340,7 +340,7 @@ def prepare_tuning(setup: Setup) -> Tuning:
 def train_step(
     setup: Setup, tuning: Tuning, phase: Phase, drawn: frozenset[str] = frozenset()
 ) -> TrainStep:
-    """Returns the jitted training step of one phase, on pictures; arguments as for `step_function`."""
+    """Returns the jitted training step of one phase, on pictures or texts; arguments as for `step_function`."""
     return make_train_step(step_function(setup, tuning, phase, drawn), setup.mesh)
 
 

@@ -1,4 +1,4 @@
-"""A split's pictures as the frozen prefix sees them: computed once, or found on disk."""
+"""A split's pictures or texts behind the frozen prefix: computed once, or found on disk."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tlx.training.mesh import place_batch
 from tlx.training.step import PrefixStep, make_prefix_step
 from tlx.weights.files import content_hash
 
-FORMAT = 1  # counted up when entries of before must not be used
+FORMAT = 2  # counted up when entries of before must not be used
 VIEWS = 1 << 22  # folded into the run's key, far from steps
 
 
@@ -128,7 +128,7 @@ class Cache:
             ],
             "values": self._digest,
             "stages": self.prefix.stop,
-            "pictures": split.fingerprint,
+            "inputs": split.fingerprint,
             "compute": setup.dtype,
             "stored": self.prefix.dtype,
             "views": drawn if views else [],

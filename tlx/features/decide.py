@@ -44,17 +44,17 @@ class Prefix:
 class Use:
     """What a phase would use the cache for."""
 
-    pictures: int  # of training
+    examples: int  # of training
     evaluated: int  # of validation
-    passes: float  # over the training pictures, of this phase
+    passes: float  # over the training examples, of this phase
     views: int = 0  # of each that are kept; 0: itself
-    obstacle: str = ""  # why every step needs its pictures; "": it does not
+    obstacle: str = ""  # why every step needs its inputs; "": it does not
     tokens: int = 0  # of a text on average; 0: they are pictures
 
 
 @dataclasses.dataclass(frozen=True)
 class Decision:
-    """From which stage on a phase runs; 0: from the pictures."""
+    """From which stage on a phase runs; 0: from the inputs."""
 
     start: int
     reason: str
@@ -92,7 +92,7 @@ def decide(
         return Decision(0, obstacle)
     prefix = measure(model, leaves, stop, dtype, config.dtype, use.tokens)
     views = max(use.views, 1)
-    nbytes = prefix.nbytes * (use.pictures * views + use.evaluated)
+    nbytes = prefix.nbytes * (use.examples * views + use.evaluated)
     what = f"{describe_prefix(model, stop)}, {nbytes / 2**30:.2g} GiB"
     chosen = Decision(stop, what, prefix)
     if nbytes > 2**30 * max(config.memory_gb, config.disk_gb):

@@ -1,4 +1,4 @@
-"""What each phase of a run is fed with: pictures, or the outputs of the stages that it leaves as they are."""
+"""What each phase of a run is fed with: pictures or texts, or the outputs of the stages that it leaves as they are."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Feeds:
         say: Callable[[str], None],
     ):
         self.setup, self.decisions, self.say = setup, decisions, say
-        self.pictures = splits
+        self.whole = splits
         self.data: Data = {}  # what the places in batches are of
         self._splits: dict[str, pipeline.Rows] = dict(splits)
         self._start = -1  # the stages that what is being fed has been through; -1: nothing yet
@@ -73,7 +73,7 @@ class Feeds:
     @property
     def validates(self) -> bool:
         """Whether there is a validation split."""
-        return "val" in self.pictures
+        return "val" in self.whole
 
     def _prepare(self, phase: int, values: Values) -> None:
         """Makes what the phase is fed with, unless that is what is being fed."""
@@ -90,7 +90,7 @@ class Feeds:
 
     def _fits(self, decision: Decision) -> bool:
         """Returns whether what a phase trains on would be on the device."""
-        config, split = self.setup.config, self.pictures["train"]
+        config, split = self.setup.config, self.whole["train"]
         if decision.prefix is not None and decision.prefix.tokens:
             return False  # texts differ in length
         if decision.prefix is not None:
@@ -102,17 +102,17 @@ class Feeds:
         return nbytes <= _device_bytes(config)
 
     def _inputs(self, decision: Decision, values: Values) -> dict[str, pipeline.Rows]:
-        self._splits = dict(self.pictures)
+        self._splits = dict(self.whole)
         prefix, config = decision.prefix, self.setup.config
         if prefix is None:
             return self._splits
         store = Store(_folder(config.cache.dir), config.cache.disk_gb * 2**30)
         cache = Cache(self.setup, values, prefix, store, self.say)
         cached: dict[str, pipeline.Rows] = {
-            "train": cache.split("training", self.pictures["train"], _views(config))
+            "train": cache.split("training", self.whole["train"], _views(config))
         }
         if self.validates:
-            cached["val"] = cache.split("validation", self.pictures["val"])
+            cached["val"] = cache.split("validation", self.whole["val"])
         return cached
 
 
@@ -120,7 +120,7 @@ def decisions(setup: Setup, tuning: Tuning) -> list[Decision]:
     """Returns for each phase from which stage on it runs.
 
     Raises:
-      InputError: cache.use=on where every phase must have its pictures; several steps a call of batches that differ in length.
+      InputError: cache.use=on where every phase must have its inputs; several steps a call of batches that differ in length.
     """
     config, splits = setup.config, setup.splits
     assert splits.train is not None

@@ -102,10 +102,12 @@ class Model(nnx.Module):
         return Linear(self.num_features, self.num_classes)
 
     def __call__(self, x: jax.Array | np.ndarray, key: jax.Array | None = None) -> jax.Array:
-        """Maps preprocessed [B, H, W, C] to float32 logits [B, num_classes].
+        """Maps preprocessed pictures [B, H, W, C] to float32 logits [B, num_classes].
+
+        Of a text encoder inputs are a dict of [B, T] (see `TextEncoder`), with `meta.per_token` the logits [B, T, num_classes].
 
         Args:
-          x: the pictures; with `start`, what `prefix` made of them.
+          x: the inputs; with `start`, what `prefix` made of them.
           key: of what training drops at random; None: nothing is dropped.
         """
         return self._classify(self._pooled(x, key), key)

@@ -1,7 +1,8 @@
 """DeBERTa V3 (He et al. 2021, arXiv:2111.09543), built as DeBERTa (He et al. 2020, arXiv:2006.03654).
 
 Its sizes come from the weights' own config.json; what that does not say is as in transformers' configuration class. Without
-weights they are those of the published base network.
+weights they are those of the published base network. Features are the first token's hidden state: the layer that transformers puts
+between it and the classifier is new wherever these networks are fine-tuned, and so part of the head.
 """
 
 from __future__ import annotations

@@ -50,7 +50,7 @@ class Penalties:
         Args:
           network: that was called on the images.
           carries: what `watch` gave, filled.
-          images: [B, H, W, C], preprocessed.
+          images: [B, H, W, C], preprocessed, or texts as a dict of [B, T].
           trainable: the parameters that are differentiated.
           fixed: the network's other values.
           source: `Reference.values`.

@@ -1,7 +1,7 @@
 """What a set of weights is and how its inputs must be prepared.
 
 Preprocessing is a pure function of `WeightsMeta` (tlx/data/preprocess.py); the meta travels with every
-checkpoint and export, so that a new picture is prepared exactly as the training pictures were.
+checkpoint and export, so that a new picture or text is prepared exactly as those of training were.
 """
 
 from __future__ import annotations
