@@ -82,7 +82,7 @@ def in_network_order(splits: Splits, meta: WeightsMeta) -> Splits:
     some of the network's tags. Anything else is returned as it is.
     """
     names, synsets = splits.class_names, network_synsets(meta)
-    if names == meta.class_names:
+    if not names or names == meta.class_names:  # a regression has none
         return splits
     own = meta.class_names
     if sorted(names) == sorted(synsets):
