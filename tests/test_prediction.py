@@ -323,6 +323,7 @@ def test_a_trained_regression_predicts_what_was_evaluated(tmp_path, fields):
     records = tlx.predict(tmp_path / "run", tmp_path / "test.tsv")
     off = [abs(record["prediction"] - float(record["score"])) for record in records]
     assert np.mean(off) == pytest.approx(summary["test/mae"], rel=1e-5)
+    assert tlx.evaluate(config, tmp_path / "run")["test/mae"] == summary["test/mae"]
 
 
 def test_a_trained_tagger_predicts_what_was_evaluated(tmp_path, fields):
