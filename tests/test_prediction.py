@@ -17,7 +17,7 @@ import tlx
 from tests import levels
 from tests.text_folders import text_folder
 from tlx import main
-from tlx.data.tokenizer import Tokenizer
+from tlx.tokens.tokenizer import Tokenizer
 
 LINES = [
     "the cats sat",

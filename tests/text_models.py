@@ -10,10 +10,10 @@ import numpy as np
 
 from tests import tokenizer_folders
 from tlx.config import TuneConfig
-from tlx.data.tokenizer import open_tokenizer
 from tlx.models import family
 from tlx.models.leaves import with_values
 from tlx.pretrained import source
+from tlx.tokens.tokenizer import open_tokenizer
 from tlx.tuning.adapters import with_adapters
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.data.tokenizer import Encoded
+from tlx.tokens.tokenizer import Encoded
 
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "cat", "##s", "sat", "un", "##want"]
 WORDS += ["##ed", ",", ".", "cafe", "日", "Cat", "café", *"abcdefghij"]

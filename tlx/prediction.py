@@ -20,7 +20,6 @@ from tlx.data.conll_json import split_words
 from tlx.data.new_pictures import given_pictures, read_pictures
 from tlx.data.new_texts import NewInputs, given_texts, read_texts
 from tlx.data.text_batches import TextSplit, make_text_splits
-from tlx.data.tokenizer import EncodedWords
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.evaluation.collect import collect
 from tlx.evaluation.predictions import check_output, write_predictions
@@ -30,6 +29,7 @@ from tlx.models.leaves import values, with_values
 from tlx.run import AnyConfig, load
 from tlx.setup import compute_dtype
 from tlx.tasks import Task, get_task
+from tlx.tokens.tokenizer import EncodedWords
 from tlx.training.mesh import make_mesh, place_batch, replicated
 from tlx.training.step import make_eval_step
 from tlx.weights.meta import TextPreprocess, WeightsMeta

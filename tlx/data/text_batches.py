@@ -20,8 +20,8 @@ from tlx.data.source import Examples
 from tlx.data.split import Subset
 from tlx.data.tag_scheme import OUTSIDE
 from tlx.data.text_preprocess import Inputs, padded, tokenizer_of
-from tlx.data.tokenizer import Encoded, EncodedWords
 from tlx.errors import InputError
+from tlx.tokens.tokenizer import Encoded, EncodedWords
 from tlx.weights.meta import TextPreprocess
 
 LOOKED_AT = 1000  # texts whose lengths stand for those of all

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from tlx.config import DataConfig
-from tlx.data.tokenizer import Encoded, Tokenizer
 from tlx.errors import InputError
+from tlx.tokens.tokenizer import Encoded, Tokenizer
 from tlx.weights.meta import TextPreprocess
 
 MOST = 512  # tokens of a text, where neither the config nor the network says less

@@ -13,9 +13,9 @@ import numpy as np
 
 from tlx import models
 from tlx.config import nearest
-from tlx.data.tokenizer import Tokenizer, open_tokenizer
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.text import POOLER
+from tlx.tokens.tokenizer import Tokenizer, open_tokenizer
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.weights.stored_meta import is_clean
 

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from tlx import models
-from tlx.data.tokenizer import open_tokenizer
-from tlx.data.tokenizer_roles import special_tokens
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.files import write_json_atomic, write_text_atomic
 from tlx.models.text import POOLER
+from tlx.tokens.roles import special_tokens
+from tlx.tokens.tokenizer import open_tokenizer
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.text_folder import (
     CONFIG,

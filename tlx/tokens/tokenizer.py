@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tlx.data import token_rows
-from tlx.data.token_library import Library
-from tlx.data.tokenizer_files import read_folder
-from tlx.data.tokenizer_settings import parse_json
 from tlx.errors import InputError
+from tlx.tokens import rows as token_rows
+from tlx.tokens.files import read_folder
+from tlx.tokens.library import Library
+from tlx.tokens.settings import parse_json
 
 _PADDING = ("[PAD]", "<pad>", "<|padding|>")
 
@@ -213,7 +213,7 @@ def open_tokenizer(folder: str | Path) -> Tokenizer:
     """Returns the tokenizer of a model's folder.
 
     That is `tokenizer.json`, or else what the files of a vocabulary and the settings in
-    `tokenizer_config.json` say; see tlx.data.tokenizer_files.
+    `tokenizer_config.json` say; see tlx.tokens.files.
 
     Raises:
       InputError: names the file: damaged, too large, not of a tokenizer that is known here.

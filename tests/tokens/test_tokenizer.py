@@ -30,8 +30,8 @@ from tokenizer_folders import (
     rows,
 )
 
-from tlx.data.tokenizer import Tokenizer, open_tokenizer
 from tlx.errors import InputError
+from tlx.tokens.tokenizer import Tokenizer, open_tokenizer
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_a_vocabulary_that_cannot_say_unknown(tmp_path: Path) -> None:
 def test_forks_encode_without_warnings(tmp_path: Path) -> None:
     program = """
 import os, sys
-from tlx.data.tokenizer import open_tokenizer
+from tlx.tokens.tokenizer import open_tokenizer
 tokenizer = open_tokenizer(sys.argv[1])
 texts = ["the cat sat"] * 5000
 expected = tokenizer.encode(texts, max_length=9).ids.tolist()

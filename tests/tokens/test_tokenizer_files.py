@@ -22,9 +22,9 @@ from tokenizer_folders import (
     rows,
 )
 
-from tlx.data import tokenizer_settings
-from tlx.data.tokenizer import open_tokenizer
 from tlx.errors import InputError, InputFileNotFoundError
+from tlx.tokens import settings
+from tlx.tokens.tokenizer import open_tokenizer
 
 
 def test_case_and_accents_follow_the_settings(tmp_path: Path) -> None:
@@ -249,7 +249,7 @@ def test_missing_folders_and_files(tmp_path: Path) -> None:
 
 
 def test_huge_files_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tokenizer_settings, "_LARGEST", 2**20)
+    monkeypatch.setattr(settings, "_LARGEST", 2**20)
     (tmp_path / "tokenizer.json").write_bytes(b" " * (2**20 + 2**19))
     with pytest.raises(InputError, match=r"tokenizer.json has 2 MiB, more than the 1 MiB"):
         open_tokenizer(tmp_path)

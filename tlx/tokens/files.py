@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from tlx.config import nearest
-from tlx.data import tokenizer_json
-from tlx.data.sentencepiece_file import parse_sentencepiece
-from tlx.data.tokenizer_settings import (
+from tlx.errors import InputError, InputFileNotFoundError
+from tlx.files import printable
+from tlx.tokens import builders
+from tlx.tokens.sentencepiece import parse_sentencepiece
+from tlx.tokens.settings import (
     CONFIG,
     Settings,
     parse_json,
@@ -19,8 +21,6 @@ from tlx.data.tokenizer_settings import (
     read_object,
     read_text,
 )
-from tlx.errors import InputError, InputFileNotFoundError
-from tlx.files import printable
 
 _WHOLE = "tokenizer.json"
 _LINES, _WORDS, _MERGES = "vocab.txt", "vocab.json", "merges.txt"
@@ -89,23 +89,23 @@ def _family(folder: Path, settings: Settings) -> str:
 
 
 def _word_piece(folder: Path, settings: Settings, where: str) -> dict[str, Any]:
-    return tokenizer_json.word_piece(_line_vocabulary(folder / _LINES), settings, where)
+    return builders.word_piece(_line_vocabulary(folder / _LINES), settings, where)
 
 
 def _byte_pairs(folder: Path, settings: Settings, where: str) -> dict[str, Any]:
     vocabulary = _json_vocabulary(folder / _WORDS)
     merges = _merges(folder / _MERGES, vocabulary)
-    return tokenizer_json.byte_pairs(vocabulary, merges, settings, where)
+    return builders.byte_pairs(vocabulary, merges, settings, where)
 
 
 def _deberta(folder: Path, settings: Settings, where: str) -> dict[str, Any]:
     model = parse_sentencepiece(read_bytes(folder / _DEBERTA), where)
-    return tokenizer_json.deberta(model, settings, where)
+    return builders.deberta(model, settings, where)
 
 
 def _xlm_roberta(folder: Path, settings: Settings, where: str) -> dict[str, Any]:
     model = parse_sentencepiece(read_bytes(folder / _XLM_ROBERTA), where)
-    return tokenizer_json.xlm_roberta(model, settings, where)
+    return builders.xlm_roberta(model, settings, where)
 
 
 # Family -> how its tokenizer is made, and the file that its errors name.

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from tokenizer_folders import rows
 
-from tlx.data.tokenizer import Encoded, open_tokenizer
+from tlx.tokens.tokenizer import Encoded, open_tokenizer
 
 pytestmark = pytest.mark.parity
 

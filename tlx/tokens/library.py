@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import tokenizers
 
-from tlx.data import token_rows
-from tlx.data.token_rows import Layout, Piece, Tokens
 from tlx.errors import InputError
+from tlx.tokens import rows as token_rows
+from tlx.tokens.rows import Layout, Piece, Tokens
 
 _BATCH = 1024  # texts encoded at a time: what the library keeps of a token is large
 _SHOWN = 200  # characters of the library's own message in an error

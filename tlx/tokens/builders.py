@@ -10,9 +10,9 @@ import base64
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tlx.data.sentencepiece_file import UNKNOWN, USER_DEFINED, SentencePiece
-from tlx.data.tokenizer_settings import Settings, required, with_ids
 from tlx.errors import InputError
+from tlx.tokens.sentencepiece import UNKNOWN, USER_DEFINED, SentencePiece
+from tlx.tokens.settings import Settings, required, with_ids
 
 _CLS, _SEP, _MARK = "[CLS]", "[SEP]", "▁"
 _FAIRSEQ = ("<s>", "<pad>", "</s>", "<unk>")
