@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from tests.models.originals import module_of
+from tests.models.originals import NAMES, module_of
 from tests.models.reference import images, timm_model, torchvision_model
 from tests.models.zoo import TOLERANCE, built, table_of, torch_with
 from tlx import create_model, save_weights
@@ -26,7 +26,7 @@ from tlx.tuning.plan import make_plans
 OWN_TESTS = {"convnext", "swin", "vit"}  # families whose rates their own test files compare
 # torchvision's names where they are others; timm's variants have none there.
 TORCHVISION = {"mobilenetv2_100": "mobilenet_v2"}
-TIMM = {n for n in FAMILIES if re.fullmatch(r"resnet\d+d|mobilenetv3_.*|tf_.*", n)}
+TIMM = {n for n in NAMES if re.fullmatch(r"resnet\d+d|mobilenetv3_.*|tf_.*", n)}
 
 
 def family_of(name):
@@ -122,7 +122,7 @@ def rates_of(model):
 @pytest.mark.filterwarnings("ignore:The default weight initialization")
 @pytest.mark.parametrize(
     "name",
-    [n for n in FAMILIES if family_of(n) not in OWN_TESTS and "_cifar" not in n and n not in TIMM],
+    [n for n in NAMES if family_of(n) not in OWN_TESTS and "_cifar" not in n and n not in TIMM],
 )
 def test_default_rates_and_batchnorms_are_those_of_torchvision(name):
     import torch
@@ -166,8 +166,8 @@ def test_default_rates_grow_as_timms_do(name):
 
 
 def test_all_families_rates_are_compared_somewhere():
-    names = [n for n in FAMILIES if family_of(n) not in OWN_TESTS]
-    assert {family_of(n) for n in names} | OWN_TESTS == {family_of(n) for n in FAMILIES}
+    names = [n for n in NAMES if family_of(n) not in OWN_TESTS]
+    assert {family_of(n) for n in names} | OWN_TESTS == {family_of(n) for n in NAMES}
     for name in names:
         if "_cifar" in name:
             assert rates_of(built(name)) == ([], [0.0] * sum(PRESETS[name].depths))
