@@ -45,6 +45,7 @@ sys.path += [str(Path(__file__).parents[1] / "bench")]
 from worker import Steps, serve
 
 VERSIONS = ("jax", "jaxlib", "flax", "optax", "tokenizers")
+WARM = 12  # steps before those that are timed: among so many batches every length occurs
 SAME = ("task", "method", "split", "lr", "epochs", "examples", "seed")
 
 
@@ -153,6 +154,7 @@ def timed(settings: argparse.Namespace) -> Steps:
                 outcome = setup.eval_step(values, place_batch(dict(batch_of(number)), setup.mesh))
             jax.block_until_ready(outcome)
 
+        infer(min(count, WARM))
         return infer
     tuning = prepare_tuning(setup)
     (phase,) = tuning.phases
@@ -168,6 +170,7 @@ def timed(settings: argparse.Namespace) -> Steps:
             state, metrics = call(state, frozen, {}, placed, np.int32(number), np.int32(1))
         jax.block_until_ready((state, metrics))
 
+    train(WARM)
     return train
 
 

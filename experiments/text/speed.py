@@ -52,8 +52,8 @@ def measure(job: dict[str, str], folders: dict[str, Path], rounds: int) -> dict[
 def table(rows: list[dict[str, Any]]) -> str:
     """Returns a line for each row."""
     lines = [
-        "| task | batch | trained | tlx, sequences/s | PyTorch, sequences/s | ratio (spread) | memory, ratio | first step, s |",
-        "|---|---|---|---|---|---|---|---|",
+        "| task | batch | trained | tlx, sequences/s | PyTorch, sequences/s | ratio (spread) | memory, ratio |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in rows:
         job, times = row["job"], row["seconds"]
@@ -63,8 +63,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         trained = job["method"] if job["time-only"] == "train" else "inference"
         lines.append(
             f"| {job['task']} | {batch} | {trained} | {ours:.1f} | {theirs:.1f} | {statistics.median(ratios):.2f} "
-            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | {row['tlx']['peak'] / row['pytorch']['peak']:.2f} "
-            f"| {row['tlx']['first']:.1f} |"
+            f"({ratios[0]:.2f} to {ratios[-1]:.2f}) | {row['tlx']['peak'] / row['pytorch']['peak']:.2f} |"
         )
     machines = sorted({row["machine"] for row in rows})
     versions = [f"{name} {number}" for name, number in rows[-1]["versions"].items()]
