@@ -15,7 +15,7 @@ from PIL import Image
 
 import tlx
 from tests import levels
-from tests.text_folders import text_folder
+from tests.text_models import text_folder
 from tlx import main
 from tlx.tokens.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ from tests import tokenizer_folders
 from tlx.config import TuneConfig
 from tlx.models import family
 from tlx.models.leaves import with_values
-from tlx.pretrained import source
+from tlx.pretrained import save_weights, source
 from tlx.tokens.tokenizer import open_tokenizer
 from tlx.tuning.adapters import with_adapters
 from tlx.weights.meta import TextPreprocess, WeightsMeta
@@ -97,3 +97,12 @@ def drawn(found, seed):
         path: value + jnp.asarray(0.1 * rng[path].standard_normal(value.shape), value.dtype)
         for path, value in found.items()
     }
+
+
+def text_folder(path, class_names=("bad", "good"), *, task="classification", seed=0):
+    """The folder of a BERT with a head of these classes, and values that tell texts apart."""
+    path.mkdir()
+    own = meta("bert", task=task, sizes={"initializer_range": 0.5})
+    made = source("bert", class_names=class_names, meta=own)
+    save_weights(with_values(made.model, made.place(seed)), path / "model.safetensors")
+    return path

@@ -19,10 +19,10 @@ from tlx.tuning.adapters import with_adapters
 from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import make_plans
 from tlx.tuning.trained_adapters import check_method, with_trained_adapters
-from tlx.weights.load import Fitting, WeightsFile, open_weights
+from tlx.weights.load import Fitting, WeightsFile, open_weights, read_folder
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.peft_read import AdapterFiles, open_adapters
-from tlx.weights.text_folder import open_folder
+from tlx.weights.text_folder import TextFolder, open_folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Opened:
         Raises:
           InputError: it is to be kept all the same.
         """
-        own, head = self.meta.task or ("tagging" if self.meta.per_token else ""), config.model.head
+        own, head = self.meta.head_task, config.model.head
         if self.file is None or not own or own == config.task or head == "new":
             return head
         if head == "keep":
@@ -126,10 +126,13 @@ def open_network(
         raise InputError(
             "model.adapters were trained on weights that stay as they are, but model.weights is none"
         )
+    folder = open_folder(name, weights) if is_text(name) and weights != "none" else None
     if training:
-        structure = _structure(name, weights, config)
-        _check_tuning(structure, len(class_names), config, adapters)
-    file = None if weights == "none" else open_weights(name, weights)
+        _check_tuning(_structure(name, folder, config), len(class_names), config, adapters)
+    if folder is not None:
+        file: WeightsFile | None = read_folder(folder)
+    else:
+        file = None if weights == "none" else open_weights(name, weights)
     meta = file.meta if file else default_meta(name)
     classes = resolve_subset(config.data.class_subset, class_names, meta)
     if classes and (file is None or config.model.head == "new"):
@@ -154,21 +157,20 @@ def of_run(stored: StoredModel, config: Config, class_names: tuple[str, ...]) ->
     return with_adapters(weights, config.tune, stored.adapters)
 
 
-def _structure(name: str, weights: str, config: Config) -> WeightsMeta:
-    """Returns what says the network's structure; of the weights at most the config.json beside them is read.
+def _structure(name: str, folder: TextFolder | None, config: Config) -> WeightsMeta:
+    """Returns what says the network's structure: of a text model the config.json beside its weights, which are not read.
 
     Raises:
-      InputError, InputFileNotFoundError: it is not there, or of another model; a text model without weights, which has no
-        tokenizer.
+      InputError: config.json is of no such network; a text model without weights, which has no tokenizer.
     """
     if not is_text(name):
         return default_meta(name)
-    if weights == "none":
+    if folder is None:
         raise InputError(
             f"{name} needs model.weights, a folder with config.json and a tokenizer (or OWNER/NAME of one on the hub): "
             "there are no sizes and no tokenizer without"
         )
-    return dataclasses.replace(open_folder(name, weights).meta(), per_token=per_token(config))
+    return dataclasses.replace(folder.meta(), per_token=per_token(config))
 
 
 def _check_tuning(

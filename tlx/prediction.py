@@ -21,12 +21,12 @@ from tlx.data.new_pictures import given_pictures, read_pictures
 from tlx.data.new_texts import NewInputs, given_texts, read_texts
 from tlx.data.text_batches import TextSplit, make_text_splits
 from tlx.errors import InputError, InputFileNotFoundError
-from tlx.evaluation.collect import collect
+from tlx.evaluation.collect import collect_split
 from tlx.evaluation.predictions import check_output, write_predictions
 from tlx.evaluation.tagged import marked
 from tlx.models.base import Model
 from tlx.models.leaves import values, with_values
-from tlx.run import AnyConfig, load
+from tlx.run import AnyConfig, load, print_lines
 from tlx.setup import compute_dtype
 from tlx.tasks import Task, get_task
 from tlx.tokens.tokenizer import EncodedWords
@@ -72,8 +72,7 @@ def predict(
         check_output(where, str(inputs) if isinstance(inputs, (str, Path)) else "")
     model = _model(folder, full)
     found = _inputs(inputs, model, full)
-    if found.notes:
-        print(*found.notes, sep="\n", flush=True)
+    print_lines(found.notes)
     split = _split(found, model, full)
     outcomes = _outcomes(split, model, full)
     records = _records(found, split, outcomes, model.meta.class_names, get_task(full.task))
@@ -133,11 +132,10 @@ def _model(folder: Workdir, config: Config) -> Model:
 
 def _check_task(meta: WeightsMeta, outputs: int, config: Config) -> None:
     """Raises InputError where the weights' head, of so many outputs, was made for another task than the config's."""
-    task = meta.task or ("tagging" if meta.per_token else "")
-    if task and task != config.task:
+    if meta.head_task not in ("", config.task):
         raise InputError(
-            f"the head of {config.model.weights!r} is of the task {task}, but the config's is {config.task}: "
-            f"set config.task={task}"
+            f"the head of {config.model.weights!r} is of the task {meta.head_task}, but the config's is {config.task}: "
+            f"set config.task={meta.head_task}"
         )
     if config.task == "regression" and outputs != 1:
         raise InputError(
@@ -169,7 +167,7 @@ def _split(inputs: NewInputs, model: Model, config: Config) -> pipeline.Rows:
     preprocess = model.meta.preprocess
     if isinstance(preprocess, TextPreprocess):
         split = make_text_splits({"inputs": inputs.examples}, preprocess, config.data)["inputs"]
-        print(*split.notes("inputs"), sep="\n", end="\n" * bool(split.notes("inputs")), flush=True)
+        print_lines(split.notes("inputs"))
         return split
     return pipeline.make_splits(
         {"inputs": (inputs.examples, preprocess.size)}, preprocess, config.data
@@ -187,9 +185,7 @@ def _outcomes(
     # A few inputs need no whole batch.
     rows = -(-len(split.evaluated[0]) // mesh.size) * mesh.size
     batch_size = min(config.eval.batch_size or config.train.batch_size, rows)
-    batches = pipeline.evaluation_batches(split, batch_size=batch_size)
-    found = collect(batches, lambda batch: step(state, place_batch(batch, mesh)))
-    return split.by_example(*found)
+    return collect_split(split, lambda batch: step(state, place_batch(batch, mesh)), batch_size)
 
 
 def _records(

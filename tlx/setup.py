@@ -22,7 +22,7 @@ from tlx.data.mixing import Mixing, make_mixing
 from tlx.data.source import Splits, load_splits
 from tlx.data.text_batches import make_text_splits, text_fingerprint
 from tlx.errors import InputError
-from tlx.evaluation.collect import collect
+from tlx.evaluation.collect import collect_split
 from tlx.models import is_text
 from tlx.models.base import Model
 from tlx.models.leaves import Leaf, Values, is_within
@@ -116,11 +116,11 @@ class Setup:
         # A text that is read in several windows has the mean of their logits; words are each in one.
         windows = task.TARGETS != "tags" and len(split.evaluated[0]) > len(split)
         step = self._eval_step(start, None if windows else task)
-        batches = pipeline.evaluation_batches(
-            split, batch_size=config.eval.batch_size or config.train.batch_size
+        targets, outcomes = collect_split(
+            split,
+            lambda batch: step(values, place_batch(batch, self.mesh)),
+            config.eval.batch_size or config.train.batch_size,
         )
-        found = collect(batches, lambda batch: step(values, place_batch(batch, self.mesh)))
-        targets, outcomes = split.by_example(*found)
         if windows:
             outcomes = jax.device_get(
                 jax.jit(task.outcomes)(outcomes["logits"], {"targets": targets})

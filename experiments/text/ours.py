@@ -28,13 +28,13 @@ from typing import Any
 
 import jax
 import numpy as np
-from recipe import LORA_ALPHA, LORA_RANK, LORA_TARGETS, METHODS, RECIPES, Recipe
+from recipe import LORA_ALPHA, LORA_RANK, LORA_TARGETS, Recipe
+from records import make_parser, parsed, save
 
 import tlx
 from tlx import config as config_lib
 from tlx.config import Config
 from tlx.data import pipeline
-from tlx.files import write_json_atomic
 from tlx.memory import keep_freed_memory
 from tlx.setup import prepare, prepare_tuning, step_function
 from tlx.training.calls import make_call
@@ -174,32 +174,11 @@ def timed(settings: argparse.Namespace) -> Steps:
     return train
 
 
-def save(record: dict[str, Any], out: Path) -> None:
-    """Puts the record into the list in the file."""
-    records = json.loads(out.read_text()) if out.exists() else []
-    kept = [r for r in records if any(r[name] != record[name] for name in SAME)]
-    write_json_atomic(out, [*kept, record])
-
-
 def asked() -> argparse.Namespace:
     """Returns the command line's settings; `recipe` is the task's."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", choices=tuple(RECIPES), required=True)
-    parser.add_argument("--method", choices=METHODS, default="full")
+    parser = make_parser(__doc__)
     parser.add_argument("--pad", choices=("buckets",), default="buckets")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=os.environ.get("TLX_SHARED"))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--split", choices=("dev", "test"), default="test")
-    parser.add_argument("--time-only", choices=("train", "infer"), default="")
-    settings = parser.parse_args()
-    if settings.shared is None or not settings.shared.is_dir():
-        parser.error("--shared (or TLX_SHARED) must name the folder with data/")
-    settings.recipe = RECIPES[settings.task]
-    return settings
+    return parsed(parser)
 
 
 def main() -> None:
@@ -212,7 +191,7 @@ def main() -> None:
         record = run(settings, seed)
         print(json.dumps(record), flush=True)
         if settings.out is not None:
-            save(record, settings.out)
+            save(record, settings.out, SAME)
 
 
 if __name__ == "__main__":

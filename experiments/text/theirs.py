@@ -33,11 +33,11 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
-from recipe import LORA_ALPHA, LORA_RANK, LORA_TARGETS, METHODS, PADDINGS, RECIPES, Recipe
+from recipe import LORA_ALPHA, LORA_RANK, LORA_TARGETS, PADDINGS, Recipe
+from records import make_parser, parsed, save
 from theirs_data import Split, class_names, collate, load
 
 from tlx.data.order import indices
-from tlx.files import write_json_atomic
 from tlx.memory import keep_freed_memory
 
 sys.path += [str(Path(__file__).parents[1] / "bench"), str(Path(__file__).parents[2])]
@@ -236,35 +236,16 @@ def batches_of(settings: argparse.Namespace, tokenizer: Any) -> MakeBatch:
     )
 
 
-def save(record: dict[str, Any], out: Path) -> None:
-    """Puts the record into the list in the file."""
-    records = json.loads(out.read_text()) if out.exists() else []
-    kept = [r for r in records if any(r[name] != record[name] for name in SAME)]
-    write_json_atomic(out, [*kept, record])
-
-
 def asked() -> argparse.Namespace:
     """Returns the command line's settings; `recipe` is the task's with what they change."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--task", choices=tuple(RECIPES), required=True)
-    parser.add_argument("--method", choices=METHODS, default="full")
+    parser = make_parser(__doc__)
     parser.add_argument("--pad", choices=PADDINGS, default="buckets")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--model", type=Path, required=True)
-    parser.add_argument("--shared", type=Path, default=os.environ.get("TLX_SHARED"))
-    parser.add_argument("--out", type=Path)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--split", choices=("dev", "test"), default="test")
     parser.add_argument("--examples", type=int, default=0, help="the first of the training file")
     parser.add_argument("--epochs", type=int, default=0)
     parser.add_argument("--lr", type=float, default=0.0)
-    parser.add_argument("--time-only", choices=("train", "infer"), default="")
-    settings = parser.parse_args()
-    if settings.shared is None or not settings.shared.is_dir():
-        parser.error("--shared (or TLX_SHARED) must name the folder with data/")
-    recipe = RECIPES[settings.task]
+    settings = parsed(parser)
+    recipe = settings.recipe
     settings.recipe = dataclasses.replace(
         recipe,
         lr={settings.method: settings.lr or recipe.lr[settings.method]},
@@ -288,7 +269,7 @@ def main() -> None:
         record = run(settings, seed)
         print(json.dumps(record), flush=True)
         if settings.out is not None:
-            save(record, settings.out)
+            save(record, settings.out, SAME)
 
 
 if __name__ == "__main__":

@@ -1,3 +1,4 @@
+import functools
 import json
 import pickle
 from pathlib import Path
@@ -6,25 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tlx.config import build
+from tests import data_files
+from tests.data_files import written
 from tlx.data.conll_json import split_words
-from tlx.data.source import Splits, load_splits
 from tlx.data.tagged import TaggedTexts
 from tlx.errors import InputError, InputFileNotFoundError
 
 GOOD = "Ann\tB-PER\nLee\tI-PER\nsits\tO\n\nRome\tB-LOC\n"
 
 
-def read(root: Path, *, training: bool = True, **config: Any) -> Splits:
-    fields = {f"data.{key}": value for key, value in config.items()}
-    built = build({"data.source": "conll", "data.root": str(root)}, fields)
-    return load_splits(built.data, 0, training=training, targets="tags", modality="text")
-
-
-def written(path: Path, text: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
+read = functools.partial(data_files.read, source="conll", targets="tags", modality="text")
 
 
 def examples(path: Path, text: str | bytes) -> TaggedTexts:
@@ -189,7 +181,7 @@ def test_a_type_that_training_has_nothing_of_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("words", "message"),
-    [(["a\0b"], "a NUL"), (["a\ud800"], "a NUL, or half"), (["a"] * 10_001, "10,001 words")],
+    [(["a\0b"], "a NUL"), (["a\ud800"], "a NUL or half"), (["a"] * 10_001, "10,001 words")],
 )
 def test_what_is_no_text_and_what_is_no_sentence_is_refused(tmp_path: Path, words, message) -> None:
     record = {"tokens": words, "tags": ["B-X"] * len(words)}

@@ -8,24 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.data_files import read, written
 from tlx.config import build
 from tlx.data.pipeline import evaluation_batches, make_splits
-from tlx.data.source import Splits, load_splits
+from tlx.data.source import Splits
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.weights.meta import ImagePreprocess
-
-
-def read(
-    root: Path | str,
-    *,
-    targets: str = "class",
-    training: bool = True,
-    source: str = "table",
-    **config: Any,
-) -> Splits:
-    fields = {f"data.{key}": value for key, value in config.items()}
-    built = build({"data.source": source, "data.root": str(root)}, fields)
-    return load_splits(built.data, 0, training=training, targets=targets)
 
 
 def pictures(root: Path, *names: str) -> Path:
@@ -33,12 +21,6 @@ def pictures(root: Path, *names: str) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (6, 4), "red" if "ant" in name else "blue").save(root / name, "PNG")
     return root
-
-
-def written(path: Path, text: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
 
 
 def ten(root: Path) -> Path:

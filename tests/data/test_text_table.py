@@ -1,4 +1,5 @@
 import csv
+import functools
 import json
 from pathlib import Path
 from typing import Any
@@ -6,28 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests import data_files
+from tests.data_files import written
 from tlx.config import build
-from tlx.data.source import Splits, load_splits
+from tlx.data.source import load_splits
 from tlx.errors import InputError, InputFileNotFoundError
 
-
-def read(
-    root: Path | str,
-    *,
-    targets: str = "class",
-    training: bool = True,
-    source: str = "table",
-    **config: Any,
-) -> Splits:
-    fields = {f"data.{key}": value for key, value in config.items()}
-    built = build({"data.source": source, "data.root": str(root)}, fields)
-    return load_splits(built.data, 0, training=training, targets=targets, modality="text")
-
-
-def written(path: Path, text: str | bytes) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(text if isinstance(text, bytes) else text.encode())
-    return path
+read = functools.partial(data_files.read, modality="text")
 
 
 def all_of(table: Path, **config: Any) -> Any:

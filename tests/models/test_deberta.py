@@ -9,6 +9,8 @@ from tests.models.text_reference import (
     CLASSES,
     SIZES,
     TOKENS,
+    assert_bfloat16_is_near,
+    assert_dropout_is_the_keys,
     assert_padding_is_not_seen,
     assert_parity,
     assert_pieces_are_the_whole,
@@ -162,12 +164,7 @@ def test_any_number_of_tokens_where_no_position_is_absolute():
 
 
 def test_compute_in_bfloat16_is_near_that_in_float32():
-    model = random_model(NAME, V3)
-    expected = np.asarray(model(batch()))
-    model.dtype = "bfloat16"
-    found = model(batch())
-    assert found.dtype == jnp.float32
-    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    assert_bfloat16_is_near(random_model(NAME, V3))
 
 
 def test_rates_of_dropout_are_the_files_or_those_given():
@@ -180,10 +177,7 @@ def test_rates_of_dropout_are_the_files_or_those_given():
     assert (model.head.projection.first_dropout, model.head.projection.dropout) == (0.4, 0.3)
     model = abstract_model(NAME, num_classes=2, meta=meta, dropout=0.0)
     assert model.head.projection.first_dropout == model.head.projection.dropout == 0
-    model = random_model(NAME, V3)
-    one, other = jax.random.key(0), jax.random.key(1)
-    np.testing.assert_array_equal(model(batch(), one), model(batch(), one))
-    assert np.abs(model(batch(), one) - model(batch(), other)).max() > 1e-3
+    assert_dropout_is_the_keys(random_model(NAME, V3))
 
 
 # ----- config.json -----------------------------------------------------------------------------------------

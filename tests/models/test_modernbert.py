@@ -1,6 +1,5 @@
 import json
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +8,8 @@ from tests.models.text_reference import (
     CLASSES,
     SIZES,
     TOKENS,
+    assert_bfloat16_is_near,
+    assert_dropout_is_the_keys,
     assert_padding_is_not_seen,
     assert_parity,
     assert_pieces_are_the_whole,
@@ -149,12 +150,7 @@ def test_more_tokens_than_the_network_was_made_for_are_refused():
 
 
 def test_compute_in_bfloat16_is_near_that_in_float32():
-    model = random_model(NAME, BIASED)
-    expected = np.asarray(model(batch()))
-    model.dtype = "bfloat16"
-    found = model(batch())
-    assert found.dtype == jnp.float32
-    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+    assert_bfloat16_is_near(random_model(NAME, BIASED))
 
 
 def test_rates_of_dropout_are_the_files_or_those_given():
@@ -165,10 +161,7 @@ def test_rates_of_dropout_are_the_files_or_those_given():
         layer = getattr(model, "layer.0")
         rates = (model.embeddings.rate, layer.rate, layer.attention_rate, layer.attention.dropout)
         assert (*rates, model.dropout) == expected
-    model = random_model(NAME, config)
-    one, other = jax.random.key(0), jax.random.key(1)
-    np.testing.assert_array_equal(model(batch(), one), model(batch(), one))
-    assert np.abs(model(batch(), one) - model(batch(), other)).max() > 1e-3
+    assert_dropout_is_the_keys(random_model(NAME, config))
 
 
 # ----- config.json -----------------------------------------------------------------------------------------

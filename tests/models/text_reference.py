@@ -3,6 +3,7 @@
 import json
 from typing import Any
 
+import jax
 import numpy as np
 
 from tests.models.reference import random_arrays
@@ -174,3 +175,19 @@ def assert_pieces_are_the_whole(model: TextEncoder) -> None:
         model.start = stop
         np.testing.assert_allclose(model(kept), expected, rtol=1e-6, atol=1e-6)
     model.start = 0
+
+
+def assert_bfloat16_is_near(model: TextEncoder) -> None:
+    """Logits computed in bfloat16 are others than those in float32, and near them; they are float32 all the same."""
+    expected = np.asarray(model(batch()))
+    model.dtype = "bfloat16"
+    found = model(batch())
+    assert found.dtype == np.float32
+    assert 0 < np.abs(found - expected).max() < 0.1 * np.abs(expected).max()
+
+
+def assert_dropout_is_the_keys(model: TextEncoder) -> None:
+    """With one key the same is dropped, with another one something else."""
+    one, other = jax.random.key(0), jax.random.key(1)
+    np.testing.assert_array_equal(model(batch(), one), model(batch(), one))
+    assert np.abs(model(batch(), one) - model(batch(), other)).max() > 1e-3

@@ -21,7 +21,7 @@ EXAMPLE = '{"text": "In Rome", "entities": [{"start": 3, "end": 7, "label": "loc
 
 # What may hold what; the first that is there counts.
 _SPANS = ("entities", "spans")
-_WORDS = ("tokens", "words")
+WORDS = ("tokens", "words")
 _TAGS = ("tags", "ner_tags")
 # Scripts that put no spaces between words, as BERT's tokenizer separates them: ideographs, and kana.
 _ALONE = re.compile("[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002fa1f]")
@@ -43,7 +43,7 @@ def read_json(path: Path, text: str, widened: list[str]) -> Iterator[Sentence]:
     """
     for line, record in json_objects(path, text, EXAMPLE):
         where = at_line(path, line)
-        spans, words, tags = (_first(record, names) for names in (_SPANS, _WORDS, _TAGS))
+        spans, words, tags = (_first(record, names) for names in (_SPANS, WORDS, _TAGS))
         if spans and "text" in record:
             found = _from_spans(where, record["text"], record[spans], widened)
         elif words and tags:
@@ -83,7 +83,7 @@ def _first(record: dict[str, Any], names: Sequence[str]) -> str:
 
 
 def _hint(record: dict[str, Any]) -> str:
-    known = ("text", *_SPANS, *_WORDS, *_TAGS)
+    known = ("text", *_SPANS, *WORDS, *_TAGS)
     hints = (nearest(key[:80], known) for key in record if key not in known)
     return next((hint for hint in hints if hint), "")
 

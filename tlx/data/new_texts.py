@@ -15,11 +15,11 @@ import numpy as np
 
 from tlx.config import DataConfig, nearest
 from tlx.data.conll_columns import read_columns
-from tlx.data.conll_json import split_words
+from tlx.data.conll_json import WORDS, split_words
 from tlx.data.table_rows import SUFFIXES as TABLES
 from tlx.data.table_rows import Record, read_records
 from tlx.data.tagged import TaggedTexts
-from tlx.data.text_file import at_line, decoded, json_objects, read_text, shown
+from tlx.data.text_file import at_line, check_text, decoded, json_objects, read_text, shown
 from tlx.data.text_table import text_schema, texts_of
 from tlx.data.texts import Texts
 from tlx.errors import InputError
@@ -28,7 +28,6 @@ from tlx.files import printable
 LINES = ".txt"
 COLUMNS = (".conll", ".bio", ".iob")
 STDIN = "stdin"  # what errors call the standard input
-_WORDS = ("tokens", "words")
 _EXPECTED = "a text on each line"
 # What is written of an input beside its own columns; of them, those in a CSV begin with it and a dot.
 _WRITTEN = frozenset(
@@ -190,7 +189,7 @@ def _word_lists(path: Path) -> _Read | None:
     text = read_text(path, "objects, one on each line")
     objects = json_objects(path, text, '{"text": "In Rome"}')
     first = next(objects, None)
-    name = next((key for key in _WORDS if first and isinstance(first[1].get(key), list)), "")
+    name = next((key for key in WORDS if first and isinstance(first[1].get(key), list)), "")
     if first is None or not name:
         return None
     rows = [first, *objects]
@@ -238,7 +237,4 @@ def _check(where: str, text: Any) -> None:
         raise InputError(f"{where}: {shown(str(text))} is no string")
     if not text.strip():
         raise InputError(f"{where}: the text is empty")
-    if "\0" in text or any("\ud800" <= character <= "\udfff" for character in text):
-        raise InputError(
-            f"{where}: {shown(text)} has a NUL or half of a surrogate pair, which is no text"
-        )
+    check_text(where, text)

@@ -65,8 +65,7 @@ class Split:
 
     def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps int [B] twice to the labels: int32 [B], or float32 [B, classes]; float32 [B] of a regression."""
-        labels = self.examples.labels[index]
-        return labels.astype(np.int32 if labels.dtype.kind == "i" else np.float32)
+        return as_targets(self.examples.labels[index])
 
     @property
     def evaluated(self) -> tuple[np.ndarray, np.ndarray]:
@@ -89,6 +88,11 @@ class Split:
         """Identifies the inputs: the examples and how they are cut."""
         what = [self.examples.fingerprint, dataclasses.asdict(self.preprocess), self.size]
         return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def as_targets(labels: np.ndarray) -> np.ndarray:
+    """Returns labels as batches have them: int32 of classes, else float32."""
+    return labels.astype(np.int32 if labels.dtype.kind == "i" else np.float32)
 
 
 class Rows(Protocol):

@@ -13,12 +13,11 @@ import numpy as np
 from tlx.config import nearest
 from tlx.data.split import digest
 from tlx.data.tag_scheme import OUTSIDE, TO_IOBES, continues, is_open, sort_key, split_tag
-from tlx.data.text_file import at_line, shown
+from tlx.data.text_file import at_line, check_text, shown
 from tlx.errors import InputError
 from tlx.files import printable
 
 MOST_WORDS = 10_000  # of a sentence
-_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _TAG = re.compile(r"O|[BIESLU]-+[^-].*", re.DOTALL)
 
 
@@ -157,10 +156,7 @@ def _check(sentence: Sentence, bilou: bool, ends: str) -> None:
             f"{MOST_WORDS:,}: empty lines part sentences"
         )
     for line, word in zip(sentence.lines, sentence.words, strict=True):
-        if _NO_TEXT.search(word):
-            raise InputError(
-                f"{at_line(sentence.file, line)}: {shown(word)} has a NUL, or half of a surrogate pair: this is no text"
-            )
+        check_text(at_line(sentence.file, line), word)
     before, before_type = OUTSIDE, ""
     for index, tag in enumerate((*sentence.tags, OUTSIDE)):
         prefix, kind = split_tag(_in_iobes(tag) if bilou else tag)

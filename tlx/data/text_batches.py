@@ -16,10 +16,11 @@ from typing import Any
 import numpy as np
 
 from tlx.config import DataConfig
+from tlx.data.pipeline import as_targets
 from tlx.data.source import Examples
 from tlx.data.split import Subset
 from tlx.data.tag_scheme import OUTSIDE
-from tlx.data.text_preprocess import Inputs, padded, tokenizer_of
+from tlx.data.text_preprocess import Inputs, padded, places, tokenizer_of
 from tlx.errors import InputError
 from tlx.tokens.tokenizer import Encoded, EncodedWords
 from tlx.weights.meta import TextPreprocess
@@ -27,25 +28,8 @@ from tlx.weights.meta import TextPreprocess
 LOOKED_AT = 1000  # texts whose lengths stand for those of all
 IGNORED = -1  # the target of a token that stands for no word
 # Lengths that batches are padded to where `data.length_buckets` gives none.
-BUCKETS = (
-    16,
-    32,
-    48,
-    64,
-    96,
-    128,
-    192,
-    256,
-    384,
-    512,
-    768,
-    1024,
-    1536,
-    2048,
-    3072,
-    4096,
-    6144,
-    8192,
+BUCKETS = tuple(
+    map(int, "16 32 48 64 96 128 192 256 384 512 768 1024 1536 2048 3072 4096 6144 8192".split())
 )
 
 
@@ -83,8 +67,7 @@ class TextSplit:
     def targets(self, index: np.ndarray, epoch: np.ndarray) -> np.ndarray:
         """Maps int [B] twice to the labels of texts, [B], or the tags of tokens, int32 [B, T], IGNORED where there is none."""
         if not isinstance(self.encoded, EncodedWords):
-            labels = self.examples.labels[index]
-            return labels.astype(np.int32 if labels.dtype.kind == "i" else np.float32)
+            return as_targets(self.examples.labels[index])
         places, real = self.places(index, epoch)
         return np.where(real, self._token_tags[places], IGNORED).astype(np.int32)
 
@@ -94,9 +77,7 @@ class TextSplit:
         lengths = self.lengths[row]
         longest = int(lengths.max(initial=1))
         width = next(bucket for bucket in self.buckets if bucket >= longest)
-        steps = np.arange(width)
-        real = steps < lengths[:, None]
-        return np.where(real, self.encoded.offsets[row][:, None] + steps, 0), real
+        return places(self.encoded.offsets[row], lengths, width)
 
     @property
     def evaluated(self) -> tuple[np.ndarray, np.ndarray]:

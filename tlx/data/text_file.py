@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,21 @@ from typing import Any
 from tlx.errors import InputError
 from tlx.files import printable
 
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 _SHOWN = 80  # characters of a value in an error
 
 
 def shown(text: str) -> str:
     """Returns a value of a file as an error shows it: in quotes, on one line, not too long."""
     return repr(text if len(text) <= _SHOWN else text[:_SHOWN] + "...")
+
+
+def check_text(where: str, text: str) -> None:
+    """Raises InputError, which begins with `where`, for a string that a file of text could not hold."""
+    if _NO_TEXT.search(text):
+        raise InputError(
+            f"{where}: {shown(text)} has a NUL or half of a surrogate pair, which is no text"
+        )
 
 
 def at_line(path: Path, line: int) -> str:

@@ -68,10 +68,8 @@ def text_preprocess_fn(preprocess: TextPreprocess) -> Callable[..., Inputs]:
         pairs = [pairs] if isinstance(pairs, str) else pairs
         encoded = tokenizer.encode(texts, pairs, max_length=preprocess.max_length)
         lengths = np.diff(encoded.offsets)
-        steps = np.arange(int(lengths.max(initial=1)))
-        real = steps < lengths[:, None]
-        places = np.where(real, encoded.offsets[:-1, None] + steps, 0)
-        return padded(encoded, places, real, preprocess)
+        width = int(lengths.max(initial=1))
+        return padded(encoded, *places(encoded.offsets[:-1], lengths, width), preprocess)
 
     return apply
 
@@ -81,6 +79,19 @@ def tokenizer_of(preprocess: TextPreprocess) -> Tokenizer:
     if not preprocess.content:
         raise InputError("the network has no tokenizer: load weights that come with one")
     return Tokenizer(preprocess.tokenizer, preprocess.content)
+
+
+def places(starts: np.ndarray, lengths: np.ndarray, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns where the tokens of rows stand, int64 [B, width], and which of them are no padding, bool [B, width].
+
+    Args:
+      starts: int [B], where each row begins.
+      lengths: int [B], tokens of each.
+      width: of the longest, or more.
+    """
+    steps = np.arange(width)
+    real = steps < lengths[:, None]
+    return np.where(real, starts[:, None] + steps, 0), real
 
 
 def padded(

@@ -16,7 +16,7 @@ from tlx.data.table_files import Tables, read_tables
 from tlx.data.table_labels import read_labels, several_notes
 from tlx.data.table_rows import Record, Schema
 from tlx.data.text_columns import header_of, text_finder
-from tlx.data.text_file import shown
+from tlx.data.text_file import check_text
 from tlx.data.texts import Texts
 from tlx.errors import InputError
 from tlx.files import printable
@@ -70,10 +70,8 @@ def texts_of(record: Record) -> tuple[str, ...]:
     """Returns a record's text, or the two of its pair. Raises InputError, naming the line, for what is no text."""
     texts = [record.string(role) for role in ("text", "pair") if role in record.values]
     for text in texts:
-        if record.is_json and ("\0" in text or not _encodes(text)):
-            raise InputError(
-                f"{record.where}: {shown(text)} has a NUL or half of a surrogate pair, which is no text"
-            )
+        if record.is_json:  # else the file was read as text
+            check_text(record.where, text)
     return tuple(texts)
 
 
@@ -95,11 +93,3 @@ def _are_pairs(tables: Tables) -> bool:
                 f"{printable(Path(other.table.name))} has not"
             )
     return "pair" in first.values
-
-
-def _encodes(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

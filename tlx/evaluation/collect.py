@@ -8,7 +8,9 @@ from typing import Any
 
 import numpy as np
 
-Batch = dict[str, Any]
+from tlx.data import pipeline
+from tlx.data.pipeline import Batch
+
 Outcomes = dict[str, np.ndarray]  # per example
 AHEAD = 2  # batches that a device may have in hand while the next one is made
 
@@ -39,6 +41,14 @@ def collect(
     while waiting:
         take()
     return _joined(targets), {name: _joined([part[name] for part in parts]) for name in parts[0]}
+
+
+def collect_split(
+    split: pipeline.Rows, evaluate: Callable[[Batch], Mapping[str, Any]], batch_size: int
+) -> tuple[np.ndarray, Outcomes]:
+    """Returns the targets and the outcomes of a split's examples, in their order; `evaluate` as for `collect`."""
+    batches = pipeline.evaluation_batches(split, batch_size=batch_size)
+    return split.by_example(*collect(batches, evaluate))
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

@@ -19,19 +19,21 @@ from flax import nnx
 from tlx.models.attention import SelfAttention
 from tlx.models.base import Carry, Rates
 from tlx.models.bert_keys import bert_tables, distilbert_tables
-from tlx.models.layers import LayerNorm, Linear, dropout, normal, parameter, subkeys
+from tlx.models.layers import LayerNorm, Linear, dropout, normal, parameter
 from tlx.models.text import (
     ACTIVATIONS,
     POOLER,
     Pooler,
+    PostNormLayer,
     Projection,
     Settings,
     TextEncoder,
+    TextFacts,
     lookup,
     text_rates,
 )
 from tlx.weights.keymap import KeyTable
-from tlx.weights.meta import TextPreprocess, WeightsMeta
+from tlx.weights.meta import WeightsMeta
 
 # Name here -> model type in config.json.
 MODEL_TYPES = {
@@ -83,7 +85,7 @@ def sizes(name: str, config: str) -> BertSizes:
     Raises:
       InputError: a field that is no number, or says of a network that it is not built as these are.
     """
-    settings = Settings(json.loads(config) if config else {}, MODEL_TYPES[name])
+    settings = Settings(json.loads(config) if config else {})
     if name == "distilbert":
         return _distilbert(settings)
     settings.refuse("position_embedding_type", "absolute")
@@ -93,9 +95,8 @@ def sizes(name: str, config: str) -> BertSizes:
     width = settings.integer("hidden_size", 256 if electra else 768)
     hidden = settings.number("hidden_dropout_prob", 0.1, 1)
     pad_id = settings.integer("pad_token_id", 1 if roberta else 0, 0)
-    vocabulary = {"roberta": 50265, "xlm_roberta": 30522}.get(name, 30522)
     return BertSizes(
-        vocabulary=settings.integer("vocab_size", vocabulary),
+        vocabulary=settings.integer("vocab_size", 50265 if name == "roberta" else 30522),
         width=width,
         depth=settings.integer("num_hidden_layers", 12, high=1024),
         heads=settings.integer("num_attention_heads", 4 if electra else 12),
@@ -171,27 +172,19 @@ class Embeddings(nnx.Module):
         return jnp.cumsum(real, axis=1) * real + self.pad_id
 
 
-class Block(nnx.Module):
-    """Attention, then two layers with an activation between; each is added to its input, and then normalised."""
-
-    def __init__(self, sizes: BertSizes, rate: float, attention_rate: float):
-        width, init = sizes.width, normal(sizes.std)
-        self.activation = sizes.activation
-        self.rate = rate
-        self.output_rate = rate if sizes.output_dropout else 0.0
-        self.attention = SelfAttention(width, sizes.heads, dropout=attention_rate, init=init)
-        self.norm1 = LayerNorm(width, epsilon=sizes.epsilon)
-        self.fc1 = Linear(width, sizes.inner, init=init)
-        self.fc2 = Linear(sizes.inner, width, init=init)
-        self.norm2 = LayerNorm(width, epsilon=sizes.epsilon)
-
-    def __call__(self, carry: Carry, key: jax.Array | None = None) -> Carry:
-        x, mask = carry["hidden"], carry["mask"]
-        key1, key2, key3 = subkeys(key, 3)
-        y = self.attention(x, mask > 0, key1)
-        x = self.norm1(x + dropout(y, self.output_rate, key2))
-        y = self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-        return {"hidden": self.norm2(x + dropout(y, self.rate, key3)), "mask": mask}
+def layer(sizes: BertSizes, rate: float, attention_rate: float) -> PostNormLayer:
+    """Returns a layer with these rates of dropout."""
+    init = normal(sizes.std)
+    return PostNormLayer(
+        SelfAttention(sizes.width, sizes.heads, dropout=attention_rate, init=init),
+        width=sizes.width,
+        inner=sizes.inner,
+        activation=sizes.activation,
+        epsilon=sizes.epsilon,
+        std=sizes.std,
+        rate=rate,
+        output_rate=rate if sizes.output_dropout else 0.0,
+    )
 
 
 class Bert(TextEncoder):
@@ -219,12 +212,12 @@ class Bert(TextEncoder):
             positions=own.max_length,
             projection=projection,
         )
-        layers = [f"layer.{index}" for index in range(own.depth)]
+        names = [f"layer.{index}" for index in range(own.depth)]
         pooled = own.pooler and not meta.per_token
-        self.stages = ("embeddings", *layers, *(["pooler"] if pooled else []))
+        self.stages = ("embeddings", *names, *(["pooler"] if pooled else []))
         self.embeddings = Embeddings(own, hidden)
-        for layer in layers:
-            setattr(self, layer, Block(own, hidden, attention))
+        for each in names:
+            setattr(self, each, layer(own, hidden, attention))
         if pooled:
             self.pooler = Pooler(own.width, own.std)
         else:
@@ -236,19 +229,15 @@ def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> B
     return Bert(name, num_classes=num_classes, meta=meta, rates=rates)
 
 
-def text_facts(name: str, config: dict[str, Any]) -> tuple[int, int, int, bool]:
-    """Returns of the network that a config.json describes: the vocabulary's size, the largest number of tokens, the padding's id,
-    and whether it reads segments. Raises InputError as `sizes`.
-    """
+def text_facts(name: str, config: dict[str, Any]) -> TextFacts:
+    """Returns the facts of the network that a config.json describes. Raises InputError as `sizes`."""
     own = sizes(name, json.dumps(config))
-    return own.vocabulary, own.max_length, own.pad_id, own.segments > 1
+    return TextFacts(own.vocabulary, own.max_length, own.pad_id, own.segments > 1)
 
 
 def default_meta(name: str) -> WeightsMeta:
-    """Returns the facts of this architecture where no weights say them: it has no tokenizer."""
-    own = sizes(name, "")
-    preprocess = TextPreprocess(own.max_length, pad_id=own.pad_id, segments=own.segments > 1)
-    return WeightsMeta(architecture=name, preprocess=preprocess, classifier="classifier")
+    """Returns the facts of this architecture where no weights say them."""
+    return text_facts(name, {}).default_meta(name)
 
 
 def key_tables(name: str) -> tuple[KeyTable, ...]:

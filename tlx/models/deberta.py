@@ -19,17 +19,19 @@ from tlx.errors import InputError
 from tlx.models.base import Carry, Rates
 from tlx.models.deberta_keys import deberta_tables
 from tlx.models.disentangled import DisentangledAttention, Distances
-from tlx.models.layers import LayerNorm, Linear, dropout, normal, parameter, subkeys
+from tlx.models.layers import LayerNorm, Linear, dropout, normal, parameter
 from tlx.models.text import (
     ACTIVATIONS,
+    PostNormLayer,
     Projection,
     Settings,
     TextEncoder,
+    TextFacts,
     lookup,
     text_rates,
 )
 from tlx.weights.keymap import KeyTable
-from tlx.weights.meta import TextPreprocess, WeightsMeta
+from tlx.weights.meta import WeightsMeta
 
 # Name here -> model type in config.json.
 MODEL_TYPES = {"deberta_v3": "deberta-v2"}
@@ -91,7 +93,7 @@ def sizes(name: str, config: str) -> DebertaSizes:
     Raises:
       InputError: a field that is no number, or says of a network that it is not built as these are.
     """
-    settings = Settings(json.loads(config) if config else _BASE, MODEL_TYPES[name])
+    settings = Settings(json.loads(config) if config else _BASE)
     width = settings.integer("hidden_size", 1536)
     heads = settings.integer("num_attention_heads", 24)
     settings.refuse("conv_kernel_size", 0)
@@ -185,34 +187,36 @@ class Embeddings(nnx.Module):
         return {**carry, "relative": table.astype(carry["hidden"].dtype)}
 
 
-class Block(nnx.Module):
-    """Attention, then two layers with an activation between; each is added to its input, and then normalised."""
+class Layer(PostNormLayer):
+    """A layer whose attention reads the relative embedding too."""
+
+    attention: DisentangledAttention
 
     def __init__(self, sizes: DebertaSizes, rate: float, attention_rate: float):
-        width, init = sizes.width, normal(sizes.std)
-        self.activation, self.rate = sizes.activation, rate
-        self.attention = DisentangledAttention(
-            width,
+        attention = DisentangledAttention(
+            sizes.width,
             sizes.heads,
             distances=sizes.distances,
             terms=sizes.terms,
             share_key=sizes.share_key,
             dropout=attention_rate,
             relative_dropout=rate,
-            init=init,
+            init=normal(sizes.std),
         )
-        self.norm1 = LayerNorm(width, epsilon=sizes.epsilon)
-        self.fc1 = Linear(width, sizes.inner, init=init)
-        self.fc2 = Linear(sizes.inner, width, init=init)
-        self.norm2 = LayerNorm(width, epsilon=sizes.epsilon)
+        super().__init__(
+            attention,
+            width=sizes.width,
+            inner=sizes.inner,
+            activation=sizes.activation,
+            epsilon=sizes.epsilon,
+            std=sizes.std,
+            rate=rate,
+            output_rate=rate,
+        )
 
-    def __call__(self, carry: Carry, key: jax.Array | None = None) -> Carry:
-        x, mask = carry["hidden"], carry["mask"]
-        key1, key2, key3 = subkeys(key, 3)
-        y = self.attention(x, mask > 0, key1, carry.get("relative"))
-        x = self.norm1(x + dropout(y, self.rate, key2))
-        y = self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
-        return {**carry, "hidden": self.norm2(x + dropout(y, self.rate, key3))}
+    def attend(self, carry: Carry, key: jax.Array | None) -> jax.Array:
+        """Returns what attention makes of the hidden states, [B, T, D]."""
+        return self.attention(carry["hidden"], carry["mask"] > 0, key, carry.get("relative"))
 
 
 class Deberta(TextEncoder):
@@ -236,7 +240,7 @@ class Deberta(TextEncoder):
         self.stages = ("embeddings", *layers)
         self.embeddings = Embeddings(own, hidden)
         for layer in layers:
-            setattr(self, layer, Block(own, hidden, attention))
+            setattr(self, layer, Layer(own, hidden, attention))
         if not own.absolute:  # published files have one all the same
             self.unused = ("embeddings.position_embedding",)
 
@@ -261,19 +265,16 @@ def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> D
     return Deberta(name, num_classes=num_classes, meta=meta, rates=rates)
 
 
-def text_facts(name: str, config: dict[str, Any]) -> tuple[int, int, int, bool]:
-    """Returns of the network that a config.json describes: the vocabulary's size, the largest number of tokens (0: any), the
-    padding's id, and whether it reads segments. Raises InputError as `sizes`.
-    """
+def text_facts(name: str, config: dict[str, Any]) -> TextFacts:
+    """Returns the facts of the network that a config.json describes. Raises InputError as `sizes`."""
     own = sizes(name, json.dumps(config))
-    return own.vocabulary, own.longest, own.pad_id, own.segments > 1
+    return TextFacts(own.vocabulary, own.longest, own.pad_id, own.segments > 1)
 
 
 def default_meta(name: str) -> WeightsMeta:
-    """Returns the facts of this architecture where no weights say them: it has no tokenizer."""
-    own = sizes(name, "")
-    preprocess = TextPreprocess(own.positions, pad_id=own.pad_id, segments=own.segments > 1)
-    return WeightsMeta(architecture=name, preprocess=preprocess, classifier="classifier")
+    """Returns the facts of this architecture where no weights say them, for texts as long as it was made for."""
+    own = text_facts(name, _BASE)
+    return own._replace(longest=sizes(name, "").positions).default_meta(name)
 
 
 def key_tables(name: str) -> tuple[KeyTable, ...]:

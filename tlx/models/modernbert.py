@@ -24,11 +24,12 @@ from tlx.models.text import (
     POOLER,
     Settings,
     TextEncoder,
+    TextFacts,
     lookup,
     text_rates,
 )
 from tlx.weights.keymap import KeyTable
-from tlx.weights.meta import TextPreprocess, WeightsMeta
+from tlx.weights.meta import WeightsMeta
 
 # Name here -> model type in config.json.
 MODEL_TYPES = {"modernbert": "modernbert"}
@@ -80,7 +81,7 @@ def sizes(name: str, config: str) -> ModernBertSizes:
     Raises:
       InputError: a field that is no number, or says of a network that it is not built as these are.
     """
-    settings = Settings(json.loads(config) if config else {}, MODEL_TYPES[name])
+    settings = Settings(json.loads(config) if config else {})
     width = settings.integer("hidden_size", 768)
     heads = settings.integer("num_attention_heads", 12)
     settings.refuse("head_dim", width // heads)
@@ -266,19 +267,15 @@ def create(name: str, *, num_classes: int, meta: WeightsMeta, rates: Rates) -> M
     return ModernBert(name, num_classes=num_classes, meta=meta, rates=rates)
 
 
-def text_facts(name: str, config: dict[str, Any]) -> tuple[int, int, int, bool]:
-    """Returns of the network that a config.json describes: the vocabulary's size, the largest number of tokens, the padding's id,
-    and whether it reads segments. Raises InputError as `sizes`.
-    """
+def text_facts(name: str, config: dict[str, Any]) -> TextFacts:
+    """Returns the facts of the network that a config.json describes. Raises InputError as `sizes`."""
     own = sizes(name, json.dumps(config))
-    return own.vocabulary, own.positions, own.pad_id, False
+    return TextFacts(own.vocabulary, own.positions, own.pad_id, segments=False)
 
 
 def default_meta(name: str) -> WeightsMeta:
-    """Returns the facts of this architecture where no weights say them: it has no tokenizer."""
-    own = sizes(name, "")
-    preprocess = TextPreprocess(own.positions, pad_id=own.pad_id)
-    return WeightsMeta(architecture=name, preprocess=preprocess, classifier="classifier")
+    """Returns the facts of this architecture where no weights say them."""
+    return text_facts(name, {}).default_meta(name)
 
 
 def key_tables(name: str) -> tuple[KeyTable, ...]:

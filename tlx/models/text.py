@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +14,10 @@ import numpy as np
 from flax import nnx
 
 from tlx.errors import InputError
+from tlx.models.attention import SelfAttention
 from tlx.models.base import Carry, Model, Rates
-from tlx.models.layers import Linear, dropout, gelu, normal, subkeys
-from tlx.weights.meta import WeightsMeta
+from tlx.models.layers import LayerNorm, Linear, dropout, gelu, normal, subkeys
+from tlx.weights.meta import TextPreprocess, WeightsMeta
 
 POOLER = "tlx_pooler"  # field that is added to config.json where the weights have no pooler
 
@@ -37,10 +38,9 @@ ACTIVATIONS: dict[str, Activation] = {
 class Settings:
     """What a `config.json` says of a network; errors name the field."""
 
-    def __init__(self, values: Mapping[str, Any], default_type: str, place: str = ""):
-        """Takes the content of the file; {} has the defaults of that model type. `place` is before its fields' names."""
+    def __init__(self, values: Mapping[str, Any], place: str = ""):
+        """Takes the content of the file; {} has defaults alone. `place` is before its fields' names."""
         self.values, self.place = values, place
-        self.type = str(values.get("model_type", default_type))
 
     def integer(self, name: str, default: int, low: int = 1, high: int = 2**24) -> int:
         """Returns a whole number. Raises InputError for anything else."""
@@ -87,7 +87,7 @@ class Settings:
         value = self._get(name, {})
         if not isinstance(value, Mapping):
             raise self._wrong(name, value, "an object")
-        return Settings(value, self.type, f"{self.place}{name}.")
+        return Settings(value, f"{self.place}{name}.")
 
     def refuse(self, name: str, *allowed: Any) -> None:
         """Raises InputError where a field is there and has another value: a network that is not made here."""
@@ -103,6 +103,20 @@ class Settings:
         return InputError(
             f"config.json: {self.place}{name} is {str(value)[:80]!r}, expected {expected}"
         )
+
+
+class TextFacts(NamedTuple):
+    """What is asked of the network that a config.json describes, before it is made."""
+
+    vocabulary: int  # rows of its embedding
+    longest: int  # number of tokens that it takes; 0: any
+    pad_id: int
+    segments: bool  # whether it is told which of two texts a token is of
+
+    def default_meta(self, name: str) -> WeightsMeta:
+        """Returns the facts of an architecture where no weights say them: it has no tokenizer."""
+        preprocess = TextPreprocess(self.longest, pad_id=self.pad_id, segments=self.segments)
+        return WeightsMeta(architecture=name, preprocess=preprocess, classifier="classifier")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,6 +246,42 @@ class ProjectionHead(nnx.Module):
         x = dropout(x, self.projection.first_dropout, first)
         x = ACTIVATIONS[self.projection.activation](self.dense(x))
         return self.out(dropout(x, self.projection.dropout, second))
+
+
+class PostNormLayer(nnx.Module):
+    """Attention, then two layers with an activation between; each is added to its input, and then normalised."""
+
+    def __init__(
+        self,
+        attention: SelfAttention,
+        *,
+        width: int,
+        inner: int,
+        activation: str,
+        epsilon: float,
+        std: float,
+        rate: float,
+        output_rate: float,
+    ):
+        """Makes the layer; `rate` is that of dropout behind the two layers, `output_rate` behind attention."""
+        self.activation, self.rate, self.output_rate = activation, rate, output_rate
+        self.attention = attention
+        self.norm1 = LayerNorm(width, epsilon=epsilon)
+        self.fc1 = Linear(width, inner, init=normal(std))
+        self.fc2 = Linear(inner, width, init=normal(std))
+        self.norm2 = LayerNorm(width, epsilon=epsilon)
+
+    def attend(self, carry: Carry, key: jax.Array | None) -> jax.Array:
+        """Returns what attention makes of the hidden states, [B, T, D]."""
+        return self.attention(carry["hidden"], carry["mask"] > 0, key)
+
+    def __call__(self, carry: Carry, key: jax.Array | None = None) -> Carry:
+        """Maps a carry to one with other hidden states."""
+        key1, key2, key3 = subkeys(key, 3)
+        y = dropout(self.attend(carry, key1), self.output_rate, key2)
+        x = self.norm1(carry["hidden"] + y)
+        y = self.fc2(ACTIVATIONS[self.activation](self.fc1(x)))
+        return {**carry, "hidden": self.norm2(x + dropout(y, self.rate, key3))}
 
 
 class Pooler(nnx.Module):

@@ -22,9 +22,11 @@ from tlx.tokens.settings import (
     read_text,
 )
 
-_WHOLE = "tokenizer.json"
+WHOLE = "tokenizer.json"
 _LINES, _WORDS, _MERGES = "vocab.txt", "vocab.json", "merges.txt"
 _DEBERTA, _XLM_ROBERTA = "spm.model", "sentencepiece.bpe.model"
+# What a tokenizer is made of where there is no tokenizer.json, with the settings beside it; the first that is there.
+VOCABULARIES = ((_LINES,), (_WORDS, _MERGES), (_DEBERTA,), (_XLM_ROBERTA,))
 # Classes of transformers that say nothing about a tokenizer.
 _GENERAL = ("", "PreTrained", "TokenizersBackend")
 
@@ -47,7 +49,7 @@ def read_folder(folder: Path) -> tuple[str, str]:
     """
     if not folder.is_dir():
         raise InputFileNotFoundError(f"no folder {printable(folder)} to read a tokenizer from")
-    whole = folder / _WHOLE
+    whole = folder / WHOLE
     if os.path.lexists(whole):  # a broken link is an error, not a reason to look further
         return read_text(whole), printable(whole)
     settings = Settings.read(folder)
@@ -55,7 +57,7 @@ def read_folder(folder: Path) -> tuple[str, str]:
     build, main = _BUILDERS[family]
     if not os.path.lexists(folder / main):
         raise InputFileNotFoundError(
-            f"no tokenizer: {printable(folder / main)}, of which one for {family} is made, is not there, nor is {_WHOLE}"
+            f"no tokenizer: {printable(folder / main)}, of which one for {family} is made, is not there, nor is {WHOLE}"
         )
     where = printable(folder / main)
     return json.dumps(build(folder, settings, where)), where
@@ -73,7 +75,7 @@ def _family(folder: Path, settings: Settings) -> str:
         family = plain.lower().replace("-", "").replace("_", "")
         if family not in _BUILDERS:
             raise InputError(
-                f"{source} is {str(name)[:80]!r}: its tokenizer is read from {_WHOLE} only, which "
+                f"{source} is {str(name)[:80]!r}: its tokenizer is read from {WHOLE} only, which "
                 f"is not there (from other files: {', '.join(_BUILDERS)})"
                 f"{nearest(family[:80], _BUILDERS)}"
             )
@@ -83,7 +85,7 @@ def _family(folder: Path, settings: Settings) -> str:
     if (folder / _WORDS).exists() and (folder / _MERGES).exists():
         return "roberta"
     raise InputFileNotFoundError(
-        f"no tokenizer in {printable(folder)}: neither {_WHOLE} nor {_LINES} nor {_WORDS} with "
+        f"no tokenizer in {printable(folder)}: neither {WHOLE} nor {_LINES} nor {_WORDS} with "
         f"{_MERGES}, and no {CONFIG} or config.json says what else to look for"
     )
 

@@ -16,6 +16,7 @@ from tlx.files import printable
 CONFIG = "tokenizer_config.json"
 _SPECIAL = "special_tokens_map.json"
 _ADDED = "added_tokens.json"
+FILES = (CONFIG, _SPECIAL, _ADDED)  # read where they are there
 _LARGEST = 256 * 2**20  # bytes of a file
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 
@@ -32,7 +33,7 @@ class Settings:
     @classmethod
     def read(cls, folder: Path) -> Settings:
         """Raises InputError: names the file that is damaged."""
-        files = (read_object(folder / name) for name in (CONFIG, _SPECIAL, _ADDED))
+        files = (read_object(folder / name) for name in FILES)
         return cls(folder, *files)
 
     def flag(self, name: str, default: bool | None) -> bool | None:

@@ -26,7 +26,7 @@ from tlx.weights.keymap import Conversion, KeyTable, Origin
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.stored_meta import stored_meta
 from tlx.weights.surgery import centre_crop, input_channels, select_classes
-from tlx.weights.text_folder import open_folder
+from tlx.weights.text_folder import TextFolder, open_folder
 
 STORED = "stored in the file"  # how a meta was found
 
@@ -102,7 +102,7 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     """
     name = models.resolve(name)
     if models.is_text(name):
-        return _open_text(name, weights)
+        return read_folder(open_folder(name, weights))
     path, meta, origin = _locate(name, weights)
     if meta is None and (meta := stored_meta(path)):
         origin = STORED
@@ -134,14 +134,13 @@ def open_weights(name: str, weights: str) -> WeightsFile:
     return file
 
 
-def _open_text(name: str, weights: str) -> WeightsFile:
-    """Reads the folder of a text model. Raises as `open_weights`, and where its tokenizer does not fit the network."""
-    folder = open_folder(name, weights)
+def read_folder(folder: TextFolder) -> WeightsFile:
+    """Reads the weights of a text model's folder. Raises as `open_weights`, and where its tokenizer does not fit the network."""
     arrays = read_weights(folder.weights)
-    (table, conversion), *others = _convert(name, arrays)
+    (table, conversion), *others = _convert(folder.name, arrays)
     meta = folder.meta(conversion.arrays)
     file = WeightsFile(folder.weights, meta, STORED, table, conversion, arrays)
-    _check_choice(name, file, others)
+    _check_choice(folder.name, file, others)
     if meta.class_names and file.num_classes not in (0, len(meta.class_names)):
         raise InputError(
             f"{folder.path}: config.json names {len(meta.class_names)} classes (id2label), but the head has "

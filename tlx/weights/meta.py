@@ -124,6 +124,11 @@ class WeightsMeta:
     task: str = ""  # that the head was trained for, a name of tlx.tasks; "": not known
 
     @property
+    def head_task(self) -> str:
+        """The task that the head was trained for, as far as it is known; "": it is not."""
+        return self.task or ("tagging" if self.per_token else "")
+
+    @property
     def image(self) -> ImagePreprocess:
         """How a picture becomes the input of a network that takes pictures."""
         assert isinstance(self.preprocess, ImagePreprocess), self.architecture

@@ -15,20 +15,14 @@ from tlx import models
 from tlx.config import nearest
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.models.text import POOLER
+from tlx.tokens.files import VOCABULARIES, WHOLE
+from tlx.tokens.settings import FILES as SETTINGS
 from tlx.tokens.tokenizer import Tokenizer, open_tokenizer
 from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.weights.stored_meta import is_clean
 
 CONFIG = "config.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that is there
-TOKENIZERS = (  # each with what it needs beside it; the first that is there
-    ("tokenizer.json",),
-    ("vocab.txt",),
-    ("vocab.json", "merges.txt"),
-    ("spm.model",),
-    ("sentencepiece.bpe.model",),
-)
-BESIDE = ("tokenizer_config.json", "special_tokens_map.json")  # read where they are there
 
 # Fields of config.json that say what a network was trained for and by which release, not what it is.
 _NOT_SIZES = frozenset(
@@ -158,12 +152,11 @@ def _fetch(repository: str) -> tuple[Path, str]:
 
     if not any(map(fetched, WEIGHTS)):
         hub.fetch_from_hub(repository, WEIGHTS[0], revision=commit)  # says why
-    (whole,), *vocabularies = TOKENIZERS
-    if not fetched(whole):
-        for file in BESIDE:
+    if not fetched(WHOLE):
+        for file in SETTINGS:
             fetched(file)
-        if not any(all(map(fetched, files)) for files in vocabularies):
-            hub.fetch_from_hub(repository, whole, revision=commit)
+        if not any(all(map(fetched, files)) for files in VOCABULARIES):
+            hub.fetch_from_hub(repository, WHOLE, revision=commit)
     return config.parent, commit
 
 

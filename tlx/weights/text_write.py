@@ -13,19 +13,18 @@ from tlx import models
 from tlx.errors import InputError, InputFileNotFoundError
 from tlx.files import write_json_atomic, write_text_atomic
 from tlx.models.text import POOLER
+from tlx.tokens.files import WHOLE
 from tlx.tokens.roles import special_tokens
+from tlx.tokens.settings import CONFIG as TOKENIZER_CONFIG
 from tlx.tokens.tokenizer import open_tokenizer
 from tlx.weights.meta import WeightsMeta
 from tlx.weights.text_folder import (
     CONFIG,
     PROBLEM_TYPES,
-    TOKENIZERS,
     WEIGHTS,
     read_config,
     sizes_of,
 )
-
-TOKENIZER, TOKENIZER_CONFIG = TOKENIZERS[0][0], "tokenizer_config.json"
 
 # Model type in config.json -> what the names of its classes in transformers begin with.
 _CLASSES = {
@@ -104,7 +103,7 @@ class TextFiles:
         """
         try:
             if self.tokenizer:
-                write_text_atomic(folder / TOKENIZER, self.tokenizer)
+                write_text_atomic(folder / WHOLE, self.tokenizer)
                 write_json_atomic(folder / TOKENIZER_CONFIG, self.tokenizer_config)
             write_json_atomic(folder / CONFIG, self.config)
         except OSError as error:
