@@ -17,7 +17,7 @@ def normal(*shape, seed=0):
 def gradients(function, *arguments):
     """Returns the values, and the gradients of their sum weighted at random."""
     values, back = jax.vjp(function, *arguments)
-    return values, back(normal(*values.shape, seed=9))
+    return values, back(normal(*values.shape, seed=9).astype(values.dtype))
 
 
 def assert_close(found, expected):
@@ -233,6 +233,36 @@ def test_gelu_has_the_gradient_of_what_it_is(batch):
     x = 2 * normal(batch, 7, 3)
     expected = gradients(lambda x: jax.nn.gelu(x, approximate=False), x)
     assert_close(gradients(formulations.gelu, x), expected)
+
+
+def test_gelu_of_half_precision_is_rounded_once():
+    x = (2 * normal(4, 7, 3)).astype(jnp.bfloat16)
+    value, (gradient,) = gradients(formulations.gelu, x)
+    wide, (wide_gradient,) = gradients(formulations.gelu, x.astype(jnp.float32))
+    np.testing.assert_array_equal(value, wide.astype(jnp.bfloat16))
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_allclose(gradient.astype(jnp.float32), wide_gradient, rtol=2**-6, atol=2**-6)
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 5), (2, 3, 5), (2, 3, 4, 5)])
+def test_a_projection_has_the_gradients_of_what_it_is(shape):
+    arguments = normal(*shape), normal(5, 7, seed=1)
+    found = gradients(formulations.project, *arguments)
+    assert_close(found, gradients(lambda x, kernel: x @ kernel, *arguments))
+
+
+def test_the_kernels_gradient_needs_no_transposition():
+    x, kernel = normal(4, 8, 5), normal(5, 7, seed=1)
+    back = jax.make_jaxpr(lambda x, g: jax.vjp(formulations.project, x, kernel)[1](g)[1])
+    found = back(x, normal(4, 8, 7)).jaxpr.pretty_print()
+    assert ("transpose" in found.split("dot_general")[-1]) == (jax.default_backend() != "cpu")
+
+
+def test_the_norm_of_all_values_is_exact_to_rounding():
+    tree = {"a": normal(300, 400), "b": [normal(7), normal(3, 3, 5, 20), normal()]}
+    exact = sum(np.square(np.asarray(x, np.float64)).sum() for x in jax.tree.leaves(tree)) ** 0.5
+    np.testing.assert_allclose(formulations.global_norm(tree), exact, rtol=1e-6)
+    assert formulations.global_norm({}) == 0
 
 
 def test_a_shift_of_channels_has_the_gradients_of_what_it_is():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tlx.models.layers import BatchNorm, Conv, Linear, max_pool
+from tlx.models.layers import BatchNorm, Conv, Linear, dropout, max_pool
 
 
 def filled(layer, rng):
@@ -95,3 +95,20 @@ def test_linear_is_a_matrix_product_and_a_bias():
     np.testing.assert_allclose(
         layer(jnp.asarray(x)), x @ arrays["kernel"] + arrays["bias"], rtol=1e-5, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("shape", [(64, 400), (64, 25, 33), (25601,)])
+def test_dropout_drops_at_its_rate_and_scales_the_rest_up(shape):
+    x = jnp.ones(shape)
+    for rate in (0.1, 0.5, 0.9):
+        found = np.asarray(dropout(x, rate, jax.random.key(3)))
+        kept = found != 0
+        np.testing.assert_allclose(found[kept], 1 / (1 - rate), rtol=1e-6)
+        assert abs(kept.mean() - (1 - rate)) < 4 * (rate * (1 - rate) / x.size) ** 0.5
+        # Of two values that share a random number, each is dropped whatever becomes of the other.
+        pairs = kept.reshape(-1)[: x.size // 2 * 2].reshape(-1, 2)
+        both, expected = pairs.all(1).mean(), (1 - rate) ** 2
+        assert abs(both - expected) < 4 * (expected * (1 - expected) / len(pairs)) ** 0.5
+    assert dropout(x, 0.0, jax.random.key(3)) is x
+    assert dropout(x, 0.5, None) is x
+    assert not np.asarray(dropout(x, 1.0, jax.random.key(3))).any()

@@ -8,7 +8,7 @@ from tlx.config import build
 from tlx.errors import InputError
 from tlx.models import abstract_model
 from tlx.models.leaves import leaves
-from tlx.tuning.optimizer import make_optimizer, state_bytes
+from tlx.tuning.optimizer import clip_by_global_norm, make_optimizer, state_bytes
 from tlx.tuning.plan import make_plans
 from tlx.tuning.schedule import make_schedule
 
@@ -74,6 +74,16 @@ def test_clipping_bounds_the_norm_of_all_trainable_gradients_together():
     np.testing.assert_allclose(
         moved["head.bias"], 0.1 * GRADIENTS["head.bias"], rtol=1e-4, atol=1e-6
     )
+
+
+@pytest.mark.parametrize("largest", [1.0, 1e-3, 0.0, np.inf, np.nan])
+def test_clipping_is_optaxs(largest):
+    gradients = {"a": jnp.full((40, 30), largest), "b": jnp.asarray([0.1, -0.2])}
+    ours, theirs = (
+        clip(0.5).update(gradients, clip(0.5).init(gradients))[0]
+        for clip in (clip_by_global_norm, optax.clip_by_global_norm)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), ours, theirs)
 
 
 def test_a_groups_multiplier_scales_its_rate():

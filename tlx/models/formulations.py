@@ -6,7 +6,8 @@ are slow; experiments/bench/operations.md has them beside what is used instead:
 * A convolution whose output is 2x2 pixels or fewer.
 * A convolution of each channel by itself (depthwise), or of groups of channels.
 * The gradient of a maximum over windows.
-* A sum over all axes but the last.
+* The gradient of a matrix product for the matrix.
+* A sum over all axes but the last, and over all values of a large array.
 
 Gradients are written out, for reverse mode alone.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -248,6 +250,28 @@ def stored(function: Callable[..., jax.Array], *arrays: jax.Array) -> jax.Array:
     return jnp.concatenate([function(*part) for part in parts])
 
 
+def project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """Maps [..., in] to [..., out] by a kernel [in, out] of the same dtype."""
+    return _project(x, kernel) if _on_cpu() else x @ kernel
+
+
+@jax.custom_vjp
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    return x @ kernel
+
+
+def _project_backward(
+    kept: tuple[jax.Array, jax.Array], gradient: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    x, kernel = kept
+    # JAX's own takes the second product the other way round, and transposes what comes of it.
+    every = tuple(range(x.ndim - 1))
+    return gradient @ kernel.T, lax.dot_general(x, gradient, ((every, every), ((), ())))
+
+
+_project.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _project_backward)
+
+
 @jax.custom_vjp
 def add_relu(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns max(x + y, 0)."""
@@ -273,16 +297,23 @@ add_relu.defvjp(_add_relu_forward, _add_relu_backward)
 
 @jax.custom_vjp
 def gelu(x: jax.Array) -> jax.Array:
-    """Returns x * Phi(x)."""
+    """Returns x * Phi(x), Phi of the normal distribution by erf, in float32."""
     return stored(_gelu, x)
 
 
 def _gelu(x: jax.Array) -> jax.Array:
-    return jax.nn.gelu(x, approximate=False)
+    wide = x.astype(jnp.float32)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1.0 + lax.erf(math.sqrt(0.5) * x))
 
 
 def _gelu_gradient(x: jax.Array, gradient: jax.Array) -> jax.Array:
-    return jax.vjp(_gelu, x)[1](gradient)[0]
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * jnp.square(wide)) / math.sqrt(2.0 * math.pi)
+    return (gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype)
 
 
 gelu.defvjp(
@@ -317,6 +348,12 @@ def _channel_sum_backward(shape: jax.Array, gradient: jax.Array) -> tuple[jax.Ar
 
 
 channel_sum.defvjp(_channel_sum_forward, _channel_sum_backward)
+
+
+def global_norm(tree: Any) -> jax.Array:
+    """Returns the square root of the sum of the squares of all values in the arrays of a tree."""
+    squares = [jnp.sum(_channel_sum(jnp.square(array))) for array in jax.tree.leaves(tree)]
+    return jnp.sqrt(sum(squares, jnp.zeros(())))
 
 
 @jax.custom_vjp

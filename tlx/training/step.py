@@ -15,6 +15,7 @@ from tlx.data.augment import Augmentation
 from tlx.data.mixing import NO_MIXING, Mixing
 from tlx.data.preprocess import network_input
 from tlx.models.base import Model
+from tlx.models.formulations import global_norm
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import Values, module_of, values, with_values
 from tlx.tasks import LossOptions, Task
@@ -177,7 +178,7 @@ def make_step_function(
         metrics = {
             "loss": loss,
             **task.batch_metrics(logits, batch),
-            "grad_norm": optax.tree.norm(gradients),
+            "grad_norm": global_norm(gradients),
             **terms,
         }
         return TrainState(trainable, statistics, optimizer_state), metrics
