@@ -215,6 +215,16 @@ def test_pairs_labels_in_any_number_and_numbers(tmp_path, model):
         assert trained(inputs).shape == (1, {"pairs": 2, "tags": 2, "numbers": 1}[name])
         if name == "pairs":
             assert inputs["token_type_ids"].max() == 1
+        # What a network was trained on, it is asked of.
+        given = {1: "very good", 2: ("very good", "a film")}
+        right, wrong = (2, 1) if name == "pairs" else (1, 2)
+        assert len(tlx.predict(tmp_path / name, [given[right]] * 3)) == 3
+        expected = {
+            1: "a pair of texts, but .* single ones",
+            2: "one text, but .* trained on pairs",
+        }
+        with pytest.raises(InputError, match=rf"inputs\[0\]: {expected[right]}"):
+            tlx.predict(tmp_path / name, [given[wrong]] * 3)
 
 
 def test_accumulated_gradients_are_those_of_the_whole_batch(tmp_path, model, entities):

@@ -20,7 +20,7 @@ from tlx.tuning.optimizer import make_optimizer
 from tlx.tuning.plan import make_plans
 from tlx.tuning.trained_adapters import check_method, with_trained_adapters
 from tlx.weights.load import Fitting, WeightsFile, open_weights, read_folder
-from tlx.weights.meta import WeightsMeta
+from tlx.weights.meta import TextPreprocess, WeightsMeta
 from tlx.weights.peft_read import AdapterFiles, open_adapters
 from tlx.weights.text_folder import TextFolder, open_folder
 
@@ -38,7 +38,7 @@ class Opened:
     ]  # of the file, those that data.class_subset says the data's are; (): it says nothing
 
     def fitted(
-        self, config: Config, class_names: tuple[str, ...], *, training: bool
+        self, config: Config, class_names: tuple[str, ...], *, training: bool, texts: int = 0
     ) -> pretrained.Source:
         """Returns the model with its values, and with the adapters that were trained before.
 
@@ -46,6 +46,7 @@ class Opened:
           config: whose input it is fitted to; its tune.method may still be auto.
           class_names: of the data, in the network's order where that has them.
           training: as in `tlx.setup.prepare`.
+          texts: of an input that it is to be trained on; 0: none, or what the weights know of it.
 
         Raises:
           InputError: as `tlx.pretrained.source` and `with_trained_adapters`.
@@ -54,6 +55,8 @@ class Opened:
         shaped = pretrained.shaped(own, in_channels=model.in_channels, stem=model.stem)
         shaped = dataclasses.replace(shaped, per_token=per_token(config), task=config.task)
         resolved = preprocess.resolve(shaped.preprocess, config.data)
+        if texts and isinstance(resolved, TextPreprocess):
+            resolved = dataclasses.replace(resolved, texts=texts)
         source = functools.partial(
             pretrained.source,
             self.name,

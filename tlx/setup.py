@@ -20,7 +20,7 @@ from tlx.data import augment, pipeline
 from tlx.data.class_subset import in_network_order
 from tlx.data.mixing import Mixing, make_mixing
 from tlx.data.source import Splits, load_splits
-from tlx.data.text_batches import make_text_splits, text_fingerprint
+from tlx.data.text_batches import make_text_splits, text_fingerprint, texts_of_an_input
 from tlx.errors import InputError
 from tlx.evaluation.collect import collect_split
 from tlx.models import is_text
@@ -231,14 +231,16 @@ def prepare(
         opened = network.open_network(name, tag, config, outputs(splits), training=training)
         if not opened.classes:
             splits = in_network_order(splits, opened.meta)
-        weights = opened.fitted(config, outputs(splits), training=training)
+        texts = texts_of_an_input(splits.train) if modality == "text" and splits.train else 0
+        fitted = functools.partial(opened.fitted, training=training, texts=texts)
+        weights = fitted(config, outputs(splits))
         if deciding:
             multiple = mesh.size * config.train.accumulate
             choices = auto.choose(facts(splits, weights, multiple=multiple), given)
             config = auto.decided(given, choices)
             _check_batches(config, mesh)
             if config.data != given.data:
-                weights = opened.fitted(config, outputs(splits), training=training)
+                weights = fitted(config, outputs(splits))
         if not opened.adapters:
             weights = with_adapters(weights, config.tune)
         lines += opened.describe(weights)

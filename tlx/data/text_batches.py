@@ -187,8 +187,11 @@ def make_text_splits(
       config: of the data.
 
     Raises:
-      InputError: `max_length` leaves no room for a token, or a text that the tokenizer cannot read.
+      InputError: `max_length` leaves no room for a token, a text that the tokenizer cannot read, pairs of texts where the network was
+        trained on single ones, or the other way round.
     """
+    for examples in wanted.values():
+        _check_number_of_texts(examples, preprocess)
     return {
         name: TextSplit(
             examples,
@@ -201,10 +204,31 @@ def make_text_splits(
     }
 
 
+def texts_of_an_input(examples: Any) -> int:
+    """Returns how many texts an example has: 1, or 2 of a pair; 0 where there is no example."""
+    if not len(examples):
+        return 0
+    return 1 if hasattr(examples, "tags") else len(examples.text(0))
+
+
+def _check_number_of_texts(examples: Examples, preprocess: TextPreprocess) -> None:
+    found = texts_of_an_input(examples)
+    if found in (0, preprocess.texts) or not preprocess.texts:
+        return
+    if found == 2:
+        raise InputError(
+            f"{examples.name(0)}: a pair of texts, but the network was trained on single ones (data.text_column alone takes one of them)"
+        )
+    raise InputError(
+        f"{examples.name(0)}: one text, but the network was trained on pairs (data.text_column and data.pair_column name them)"
+    )
+
+
 def text_fingerprint(examples: Examples, preprocess: TextPreprocess, config: DataConfig) -> str:
     """Returns what identifies a split's inputs, without cutting its texts into tokens."""
     how = dataclasses.asdict(preprocess) | {
         "content": "",
+        "texts": 0,
         "long": [config.long_texts, config.stride],
     }
     what = [examples.fingerprint, how, _buckets(config, preprocess.max_length)]
