@@ -25,6 +25,8 @@ from tlx.models.deberta import sizes
 from tlx.models.disentangled import Distances, diagonals
 from tlx.models.leaves import is_within, leaves, values, with_values
 
+pytestmark = pytest.mark.wide
+
 NAME = "deberta_v3"
 V3 = {
     "relative_attention": True,

@@ -29,6 +29,8 @@ from tlx.tuning.plan import make_plans
 from tlx.weights import catalog
 from tlx.weights.files import read_weights, write_safetensors
 
+pytestmark = pytest.mark.wide
+
 NAME = "inception_v3"
 SMALLEST = (75, 75)  # pixels
 CLASSIFIERS = {"head.kernel", "head.bias", "aux.fc.kernel", "aux.fc.bias"}

@@ -26,6 +26,8 @@ from tlx.models.modernbert import sizes
 from tlx.models.rotary import RotaryAttention
 from tlx.models.text import POOLER
 
+pytestmark = pytest.mark.wide
+
 NAME = "modernbert"
 SMALL = {"local_attention": 6}
 BIASED = {

@@ -18,6 +18,8 @@ from tlx.models.swin_keys import tables
 from tlx.models.swin_windows import attention_mask, regions, relative_position_index
 from tlx.weights.files import write_safetensors
 
+pytestmark = pytest.mark.wide
+
 NAME = "swin_tiny_patch4_window7_224"
 TINY = SwinPreset((2, 2, 2, 2), 32, 0.3, 232)
 

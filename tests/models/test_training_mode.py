@@ -23,6 +23,8 @@ from tlx.models.vgg import VGG, VGGPreset
 from tlx.training.step import training_model
 from tlx.tuning.plan import make_plans
 
+pytestmark = pytest.mark.wide
+
 OWN_TESTS = {"convnext", "swin", "vit"}  # families whose rates their own test files compare
 # torchvision's names where they are others; timm's variants have none there.
 TORCHVISION = {"mobilenetv2_100": "mobilenet_v2"}

@@ -18,6 +18,8 @@ from tlx.models import ALIASES, FAMILIES, abstract_model, default_meta, family, 
 from tlx.models.leaves import leaves
 from tlx.pretrained import parameter_count
 
+pytestmark = pytest.mark.wide
+
 
 def sizes(name):
     """The size that a model is made for; of those with goldens, some of each family, also one that its strides do not divide."""

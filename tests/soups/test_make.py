@@ -24,6 +24,8 @@ from tlx.training.checkpoint import Checkpoints, Position
 from tlx.training.state import TrainState
 from tlx.workdir import Workdir
 
+pytestmark = pytest.mark.wide
+
 VALIDATED = {"data.val_fraction": 0.25, "train.steps": 3, "optimizer.lr": 0.02}
 STATISTICS = (".mean", ".var")
 

@@ -27,6 +27,8 @@ from tlx.training.state import all_values
 from tlx.training.statistics import batches_of_estimate, estimate
 from tlx.training.step import make_statistics_step
 
+pytestmark = pytest.mark.wide
+
 SWA = {"optimizer.average": "swa:2", "train.steps": 6, "optimizer.lr": 0.05}
 STATISTICS = (".mean", ".var")
 

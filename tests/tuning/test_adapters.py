@@ -19,6 +19,8 @@ from tlx.tuning.adapters import METHODS, chosen, with_adapters
 from tlx.weights.files import read_weights
 from tlx.weights.peft_read import load_adapters
 
+pytestmark = pytest.mark.wide
+
 MERGEABLE = ("lora", "dora", "ia3")
 NETWORKS = {
     "resnet50": (resnet, resnet.ResNetPreset((1, 1), (8, 16), bottleneck=True)),

@@ -23,6 +23,8 @@ from tlx.setup import describe_drawn, prepare, prepare_tuning
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.workdir import Workdir
 
+pytestmark = pytest.mark.wide
+
 ROOT = Path(__file__).parents[2]
 
 

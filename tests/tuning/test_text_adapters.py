@@ -15,6 +15,8 @@ from tlx.tuning.trained_adapters import with_trained_adapters
 from tlx.weights.peft_read import open_adapters
 from tlx.weights.peft_write import save_adapters
 
+pytestmark = pytest.mark.wide
+
 LAYERS = ("layer.0", "layer.1")
 
 

@@ -20,6 +20,8 @@ from tlx.weights.peft_config import CONFIG, WEIGHTS
 from tlx.weights.peft_read import load_adapters
 from tlx.weights.peft_write import save_adapters
 
+pytestmark = pytest.mark.wide
+
 # Model -> the source's own names, some layers there, and pictures that it takes.
 NETWORKS = {
     "resnet18": ("torchvision", ("conv1", "layer2.1.conv2", "layer3.0.downsample.0"), 64),
