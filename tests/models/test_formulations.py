@@ -229,6 +229,13 @@ def test_adding_and_cutting_off_has_the_gradients_of_what_it_is(batch):
 
 
 @pytest.mark.parametrize("batch", [1, 2, 5])
+def test_a_fork_adds_the_gradients_of_its_branches(batch):
+    x = normal(batch, 7, 3)
+    found = gradients(lambda x: (lambda y, z: jnp.tanh(y) * z)(*formulations.fork(x)), x)
+    assert_close(found, gradients(lambda x: jnp.tanh(x) * x, x))
+
+
+@pytest.mark.parametrize("batch", [1, 2, 5])
 def test_gelu_has_the_gradient_of_what_it_is(batch):
     x = 2 * normal(batch, 7, 3)
     expected = gradients(lambda x: jax.nn.gelu(x, approximate=False), x)

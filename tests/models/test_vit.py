@@ -10,8 +10,8 @@ from tests.models.reference import images, random_arrays, timm_model
 from tlx import create_model
 from tlx.errors import InputError
 from tlx.models import abstract_model, default_meta
-from tlx.models.leaves import values, with_values
-from tlx.models.vit import PRESETS, Block
+from tlx.models.leaves import leaves, values, with_values
+from tlx.models.vit import PRESETS, Block, ViTPreset
 from tlx.pretrained import save_weights, shaped
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.weights.load import open_weights
@@ -90,6 +90,23 @@ def test_tokens_are_class_then_registers_then_patches_row_by_row(name):
     found = stem(x)[0]
     assert found.shape == (1 + preset.registers + 4, preset.width)
     np.testing.assert_allclose(found, np.stack(expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="accelerators keep to XLA's fusions")
+@pytest.mark.skipif(jax.device_count() > 1, reason="a batch that is shared out is not cut up")
+def test_the_gradient_through_a_further_block_costs_as_much_as_through_the_one_before(monkeypatch):
+    """The sum of a residual connection's gradients is not taken from the end anew for each block."""
+
+    def operations(depth):
+        monkeypatch.setitem(PRESETS, TINY, ViTPreset(64, depth, 32))
+        model = abstract_model(TINY, num_classes=2)
+        shapes = {p: jax.ShapeDtypeStruct(x.shape, jnp.float32) for p, x in leaves(model).items()}
+        pictures = jax.ShapeDtypeStruct((4, 224, 224, 3), jnp.float32)
+        differentiate = jax.jit(jax.grad(lambda v, x: jnp.sum(with_values(model, v)(x))))
+        return differentiate.lower(shapes, pictures).compile().cost_analysis()["flops"]
+
+    two, three, four = map(operations, (2, 3, 4))
+    assert four - three == pytest.approx(three - two, rel=1e-5)
 
 
 def test_other_sizes_at_call_time_are_named_with_the_networks_own():

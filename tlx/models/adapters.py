@@ -16,6 +16,7 @@ from flax import nnx
 
 from tlx.errors import InputError
 from tlx.models.base import Model
+from tlx.models.formulations import add_channels, project
 from tlx.models.layers import Layer, gelu, ones, parameter, uniform_conv, zeros
 from tlx.models.leaves import Values, values, with_values
 
@@ -49,7 +50,7 @@ class LoRA(nnx.Module):
     def branch(self, layer: Layer, x: jax.Array) -> jax.Array:
         """Returns what the update adds to the outputs."""
         low = layer.project(x, self.a[...])
-        return self.scale * (low @ self.b[...].astype(low.dtype))
+        return self.scale * project(low, self.b[...].astype(low.dtype))
 
     def merged(self, kernel: np.ndarray, bias: np.ndarray | None) -> Pair:
         """Returns the kernel and bias of a plain layer that gives the same."""
@@ -132,7 +133,8 @@ class Bottleneck(nnx.Module):
         y = layer.plain(x)
         parts = (self.down, self.down_bias, self.up, self.up_bias)
         down, down_bias, up, up_bias = (part[...].astype(y.dtype) for part in parts)
-        return y + (gelu(y @ down + down_bias) @ up + up_bias)
+        inner = gelu(add_channels(project(y, down), down_bias))
+        return y + add_channels(project(inner, up), up_bias)
 
 
 class Spec(NamedTuple):

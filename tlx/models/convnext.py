@@ -13,6 +13,7 @@ import jax
 from flax import nnx
 
 from tlx.models.base import Model, Rates
+from tlx.models.formulations import fork
 from tlx.models.layers import (
     Constant,
     Conv,
@@ -22,6 +23,7 @@ from tlx.models.layers import (
     drop_path,
     gelu,
     global_average_pool,
+    layer_scale,
     normal,
     parameter,
 )
@@ -86,8 +88,9 @@ class Block(nnx.Module):
         self.layer_scale = parameter((width,), Constant(1e-6))
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
-        y = self.fc2(gelu(self.fc1(self.norm(self.conv(x)))))
-        return x + drop_path(y * self.layer_scale[...].astype(y.dtype), self.drop_path, key)
+        y, x = fork(x)
+        y = self.fc2(gelu(self.fc1(self.norm(self.conv(y)))))
+        return x + drop_path(layer_scale(y, self.layer_scale), self.drop_path, key)
 
 
 class Stage(nnx.Module):

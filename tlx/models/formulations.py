@@ -273,6 +273,15 @@ _project.defvjp(lambda x, kernel: (x @ kernel, (x, kernel)), _project_backward)
 
 
 @jax.custom_vjp
+def fork(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns x for a residual branch, and x for what the branch is added to; their gradients are added once, and stored."""
+    return x, x
+
+
+fork.defvjp(lambda x: ((x, x), None), lambda _, gradients: (stored(jnp.add, *gradients),))
+
+
+@jax.custom_vjp
 def add_relu(x: jax.Array, y: jax.Array) -> jax.Array:
     """Returns max(x + y, 0)."""
     return stored(_add_relu, x, y)

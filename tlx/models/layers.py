@@ -253,6 +253,12 @@ class LayerNorm(nnx.Module):
         return scale_channels(normal, scale, bias).astype(x.dtype)
 
 
+def layer_scale(x: jax.Array, scale: nnx.Param[jax.Array]) -> jax.Array:
+    """Multiplies the channels of [..., C] by a scale [C], in the dtype of x (Touvron et al. 2021, arXiv:2103.17239)."""
+    factor = scale[...].astype(x.dtype)
+    return scale_channels(x, factor, jnp.zeros_like(factor))
+
+
 def subkeys(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
     """Returns `count` independent keys, or as many None: nothing is random then."""
     return [None] * count if key is None else [jax.random.fold_in(key, i) for i in range(count)]

@@ -16,6 +16,7 @@ from flax import nnx
 
 from tlx.errors import InputError
 from tlx.models.base import Carry, Rates
+from tlx.models.formulations import fork
 from tlx.models.layers import LayerNorm, Linear, dropout, parameter, subkeys, truncated_normal
 from tlx.models.modernbert_keys import modernbert_tables
 from tlx.models.rotary import RotaryAttention
@@ -181,9 +182,10 @@ class Block(nnx.Module):
     def __call__(self, carry: Carry, key: jax.Array | None = None) -> Carry:
         x, mask = carry["hidden"], carry["mask"]
         key1, key2, key3 = subkeys(key, 3)
-        y = self.attention(x if self.norm1 is None else self.norm1(x), mask > 0, key1)
-        x = x + dropout(y, self.attention_rate, key2)
-        y = self.norm2(x)
+        y, x = fork(x)
+        y = self.attention(y if self.norm1 is None else self.norm1(y), mask > 0, key1)
+        y, x = fork(x + dropout(y, self.attention_rate, key2))
+        y = self.norm2(y)
         y = ACTIVATIONS[self.activation](self.fc1(y)) * self.gate(y)
         return {"hidden": x + self.fc2(dropout(y, self.rate, key3)), "mask": mask}
 

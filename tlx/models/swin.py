@@ -16,6 +16,7 @@ import numpy as np
 from flax import nnx
 
 from tlx.models.base import Model, Rates
+from tlx.models.formulations import fork
 from tlx.models.layers import (
     Conv,
     LayerNorm,
@@ -133,8 +134,9 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         attention_key, layers_key = subkeys(key, 2)
-        x = x + drop_path(self._attend(self.norm1(x)), self.drop_path, attention_key)
-        y = self.fc2(gelu(self.fc1(self.norm2(x))))
+        y, x = fork(x)
+        y, x = fork(x + drop_path(self._attend(self.norm1(y)), self.drop_path, attention_key))
+        y = self.fc2(gelu(self.fc1(self.norm2(y))))
         return x + drop_path(y, self.drop_path, layers_key)
 
     def _attend(self, x: jax.Array) -> jax.Array:

@@ -20,6 +20,7 @@ from flax import nnx
 from tlx.errors import InputError
 from tlx.models.attention import SelfAttention
 from tlx.models.base import Model, Rates
+from tlx.models.formulations import fork
 from tlx.models.layers import (
     Constant,
     Conv,
@@ -27,6 +28,7 @@ from tlx.models.layers import (
     Linear,
     drop_path,
     gelu,
+    layer_scale,
     normal,
     parameter,
     subkeys,
@@ -167,14 +169,15 @@ class Block(nnx.Module):
 
     def __call__(self, x: jax.Array, key: jax.Array | None = None) -> jax.Array:
         key1, key2 = subkeys(key, 2)
-        y = _scaled(self.attention(self.norm1(x)), self.scale1)
-        x = x + drop_path(y, self.drop_path, key1)
-        y = _scaled(self.fc2(gelu(self.fc1(self.norm2(x)))), self.scale2)
+        y, x = fork(x)
+        y = _scaled(self.attention(self.norm1(y)), self.scale1)
+        y, x = fork(x + drop_path(y, self.drop_path, key1))
+        y = _scaled(self.fc2(gelu(self.fc1(self.norm2(y)))), self.scale2)
         return x + drop_path(y, self.drop_path, key2)
 
 
 def _scaled(x: jax.Array, scale: nnx.Param[jax.Array] | None) -> jax.Array:
-    return x if scale is None else x * scale[...].astype(x.dtype)
+    return x if scale is None else layer_scale(x, scale)
 
 
 class FinalNorm(LayerNorm):
