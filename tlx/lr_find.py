@@ -18,7 +18,9 @@ from tlx.data import pipeline
 from tlx.errors import InputError
 from tlx.evaluation.figures import range_test
 from tlx.files import write_json_atomic
-from tlx.setup import describe_drawn, prepare, prepare_tuning, train_step
+from tlx.notes import describe_drawn
+from tlx.setup import prepare, prepare_tuning
+from tlx.steps import train_step
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import create_state
 from tlx.tuning.optimizer import make_optimizer

@@ -22,18 +22,9 @@ from tlx.files import write_json_atomic
 from tlx.models.adapters import adapted_layers
 from tlx.models.base import Model
 from tlx.models.leaves import leaves, with_values
-from tlx.setup import (
-    Setup,
-    Tuning,
-    describe_average,
-    describe_drawn,
-    describe_parts,
-    describe_weights,
-    estimator,
-    prepare,
-    prepare_tuning,
-    step_function,
-)
+from tlx.notes import describe_average, describe_drawn, describe_parts, describe_weights
+from tlx.setup import Setup, Tuning, prepare, prepare_tuning
+from tlx.steps import estimator, step_function
 from tlx.summary import make_report, results, run_facts
 from tlx.training import logging
 from tlx.training.calls import make_call

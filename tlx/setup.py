@@ -30,16 +30,9 @@ from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.resume import StoredModel
-from tlx.training.statistics import Estimator, batches_of_estimate
 from tlx.training.step import (
     EvalStep,
-    StatisticsStep,
-    StepFunction,
-    TrainStep,
     make_eval_step,
-    make_statistics_step,
-    make_step_function,
-    make_train_step,
 )
 from tlx.tuning import auto
 from tlx.tuning.adapters import with_adapters
@@ -337,133 +330,6 @@ def prepare_tuning(setup: Setup) -> Tuning:
         cadence,
         _estimated_after(phases, average, config, setup.model),
     )
-
-
-def train_step(
-    setup: Setup, tuning: Tuning, phase: Phase, drawn: frozenset[str] = frozenset()
-) -> TrainStep:
-    """Returns the jitted training step of one phase, on pictures or texts; arguments as for `step_function`."""
-    return make_train_step(step_function(setup, tuning, phase, drawn), setup.mesh)
-
-
-def step_function(
-    setup: Setup,
-    tuning: Tuning,
-    phase: Phase,
-    drawn: frozenset[str] = frozenset(),
-    start: int = 0,
-) -> StepFunction:
-    """Returns the training step of one phase.
-
-    Args:
-      setup, tuning: of the run.
-      phase: one of `tuning`'s.
-      drawn: the values that came from no weights file.
-      start: the stages that inputs have been through.
-    """
-    config = setup.config
-    return make_step_function(
-        setup.model,
-        setup.task,
-        phase.plan,
-        phase.optimizer,
-        setup.augmentation,
-        dtype=setup.dtype,
-        loss_options=tuning.loss_options,
-        mixing=tuning.mixing,
-        parts=config.train.accumulate,
-        regularizers=tuning.regularizers,
-        drawn=drawn,
-        start=start,
-        seed=config.seed,
-        remat=config.model.remat,
-    )
-
-
-def describe_drawn(setup: Setup) -> list[str]:
-    """Returns a warning of stages that the weights lack something of, which stays as it is drawn.
-
-    It is none where all values are drawn (model.weights=none): features of a random network are asked for.
-    """
-    frozen = [path for path in setup.weights.fresh if path in set(setup.plans[-1].frozen)]
-    kernels = [path for path in frozen if setup.leaves[path].is_parameter]
-    stages = [s for s in setup.model.stages if any(is_within(path, (s,)) for path in kernels)]
-    if not stages:
-        return []
-    norms = any(is_within(path, stages) for path in frozen if path not in kernels)
-    return [
-        f"warning: the weights lack values of {', '.join(stages)}, and tune.method={setup.config.tune.method} trains the "
-        f"network on random ones there{', with BatchNorm statistics of 0 and 1' if norms else ''}: tune.method=partial with "
-        f"tune.freeze_stages={setup.model.stages.index(stages[0])} trains what is drawn"
-    ]
-
-
-def describe_parts(parts: int, tuning: Tuning) -> list[str]:
-    """Returns a line for each way in which training with parts of a batch differs from that with whole batches."""
-    lines = []
-    if parts > 1 and any(phase.plan.statistics for phase in tuning.phases):
-        lines.append(
-            f"train.accumulate={parts}: BatchNorm uses the statistics of each part of a batch, "
-            "so that training differs from that with whole batches (tune.batchnorm=frozen: it does not)"
-        )
-    if parts > 1 and any(one.name == "bss" for one in tuning.regularizers):
-        lines.append(
-            f"train.accumulate={parts}: bss shrinks the smallest singular values of the features of each part of a batch, "
-            "which are not those of the whole batch"
-        )
-    return lines
-
-
-def statistics_step(setup: Setup, tuning: Tuning, plan: TuningPlan) -> StatisticsStep:
-    """Returns the jitted step that estimates the statistics which move in that plan."""
-    config = setup.config
-    return make_statistics_step(
-        setup.model,
-        plan,
-        setup.augmentation,
-        setup.mesh,
-        dtype=setup.dtype,
-        seed=config.seed,
-        mixing=tuning.mixing,
-        parts=config.train.accumulate,
-    )
-
-
-def estimator(setup: Setup, tuning: Tuning, split: pipeline.Rows) -> Estimator | None:
-    """Returns what estimates the statistics of the average; None where none are estimated."""
-    if tuning.estimated_after is None:
-        return None
-    plans = [phase.plan for phase in tuning.phases]
-    return Estimator(
-        tuning.estimated_after,
-        plans,
-        [statistics_step(setup, tuning, plan) for plan in plans],
-        split=split,
-        seed=setup.config.seed,
-        batch_size=setup.config.train.batch_size,
-        mesh=setup.mesh,
-    )
-
-
-def describe_average(setup: Setup, tuning: Tuning) -> list[str]:
-    """Returns a line on the statistics of the average, where they are estimated."""
-    after = tuning.estimated_after
-    if after is None or setup.splits.train is None:
-        return []
-    optimizer = setup.config.optimizer
-    count = batches_of_estimate(len(setup.splits.train), setup.config.train.batch_size)
-    what = f"optimizer.average={optimizer.average}" if optimizer.average else "schedule-free"
-    return [
-        f"{what}: after step {after} BatchNorm statistics of the average are estimated before each validation and "
-        f"checkpoint, from the last {count} training batches"
-    ]
-
-
-def describe_weights(options: LossOptions, names: tuple[str, ...]) -> list[str]:
-    """Returns a line with the classes' weights, where they have any."""
-    pairs = [f"{name} {w:.3g}" for name, w in zip(names, options.class_weights, strict=False)]
-    more = f" ... ({len(pairs)} classes)" if len(pairs) > 10 else ""
-    return [f"class weights: {', '.join(pairs[:10])}{more}"] if pairs else []
 
 
 def _estimated_after(

@@ -25,7 +25,8 @@ from tlx import config as config_lib
 from tlx.data.pipeline import training_batches
 from tlx.files import write_text_atomic
 from tlx.memory import keep_freed_memory
-from tlx.setup import prepare, prepare_tuning, step_function
+from tlx.setup import prepare, prepare_tuning
+from tlx.steps import step_function
 from tlx.training.compilation import operations
 from tlx.training.mesh import replicated
 from tlx.training.state import create_state

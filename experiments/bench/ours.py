@@ -17,7 +17,8 @@ import tlx
 from tlx import config as config_lib
 from tlx.features.feeds import STEPS_PER_CALL
 from tlx.memory import keep_freed_memory
-from tlx.setup import prepare, prepare_tuning, step_function
+from tlx.setup import prepare, prepare_tuning
+from tlx.steps import step_function
 from tlx.training.calls import make_call
 from tlx.training.compilation import operations
 from tlx.training.mesh import place_batch, place_batches, replicated

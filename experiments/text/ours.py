@@ -36,7 +36,8 @@ from tlx import config as config_lib
 from tlx.config import Config
 from tlx.data import pipeline
 from tlx.memory import keep_freed_memory
-from tlx.setup import prepare, prepare_tuning, step_function
+from tlx.setup import prepare, prepare_tuning
+from tlx.steps import step_function
 from tlx.training.calls import make_call
 from tlx.training.mesh import place_batch, place_batches, replicated
 from tlx.training.state import create_state

@@ -26,7 +26,8 @@ from tlx import config as config_lib
 from tlx.data.pipeline import training_batches
 from tlx.errors import InputError
 from tlx.files import write_text_atomic
-from tlx.setup import prepare, prepare_tuning, train_step
+from tlx.setup import prepare, prepare_tuning
+from tlx.steps import train_step
 from tlx.training.checkpoint import Position
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.reference import start_reference

@@ -16,7 +16,8 @@ from tlx.config import METHODS
 from tlx.data.preprocess import normalize
 from tlx.models import resnet, vgg, vit
 from tlx.models.leaves import values, with_values
-from tlx.setup import prepare, prepare_tuning, train_step
+from tlx.setup import prepare, prepare_tuning
+from tlx.steps import train_step
 from tlx.tasks import LossOptions, get_task
 from tlx.training.checkpoint import Checkpoints, Position
 from tlx.training.state import advance, all_values, create_state, inference_values

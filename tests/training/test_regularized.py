@@ -16,7 +16,8 @@ from tests.training.test_step import Fixture
 from tlx.data.preprocess import normalize
 from tlx.errors import InputError
 from tlx.models.leaves import values, with_values
-from tlx.setup import describe_parts, train_step
+from tlx.notes import describe_parts
+from tlx.steps import train_step
 from tlx.training.checkpoint import Position
 from tlx.training.loop import Interrupted
 from tlx.training.reference import start_reference

@@ -20,6 +20,7 @@ from tlx.data.preprocess import normalize
 from tlx.models import family
 from tlx.models.layers import BatchNorm
 from tlx.models.leaves import values
+from tlx.steps import statistics_step
 from tlx.training import statistics
 from tlx.training.checkpoint import Checkpoints
 from tlx.training.loop import Interrupted
@@ -45,7 +46,7 @@ def rows(it, count):
 
 
 def estimated(it, found, batches):
-    step = setup_lib.statistics_step(it.setup, it.tuning, it.phase.plan)
+    step = statistics_step(it.setup, it.tuning, it.phase.plan)
     return jax.device_get(estimate(step, found, batches, 0, it.setup.mesh))
 
 
@@ -264,7 +265,7 @@ def test_the_estimate_is_of_the_average_and_of_the_last_batches(tmp_path, config
     it = Fixture(**{name.replace(".", "__"): value for name, value in config.items()})
     split = it.setup.open("train")["train"]
     batches = pipeline.training_batches(split, seed=0, batch_size=8, start=2, stop=18)
-    step = setup_lib.statistics_step(it.setup, it.tuning, it.phase.plan)
+    step = statistics_step(it.setup, it.tuning, it.phase.plan)
     expected = estimate(step, found, batches, 2, it.setup.mesh)
     assert step._cache_size() == 1
     for path, value in expected.items():
@@ -316,7 +317,7 @@ def test_schedule_free_averages_have_statistics_of_their_own(tmp_path, monkeypat
     it = Fixture(**{name.replace(".", "__"): value for name, value in fields.items()})
     split = it.setup.open("train")["train"]
     batches = pipeline.training_batches(split, seed=0, batch_size=8, start=0, stop=6)
-    step = setup_lib.statistics_step(it.setup, it.tuning, it.phase.plan)
+    step = statistics_step(it.setup, it.tuning, it.phase.plan)
     for path, value in estimate(step, last, batches, 0, it.setup.mesh).items():
         np.testing.assert_array_equal(last[path], value, err_msg=path)
 

@@ -6,6 +6,8 @@ from tlx import config as config_lib
 from tlx import setup as setup_lib
 from tlx.data import pipeline
 from tlx.models.leaves import leaves
+from tlx.notes import describe_parts
+from tlx.steps import train_step
 from tlx.training import step
 from tlx.training.mesh import place_batch, replicated
 from tlx.training.state import all_values, create_state
@@ -34,9 +36,7 @@ class Fixture:
         self.sharding = sharding = replicated(self.setup.mesh)
         self.values = self.setup.weights.place(0, sharding)
         self.before_values = {path: np.array(value) for path, value in self.values.items()}
-        self.steps = [
-            setup_lib.train_step(self.setup, self.tuning, phase) for phase in self.tuning.phases
-        ]
+        self.steps = [train_step(self.setup, self.tuning, phase) for phase in self.tuning.phases]
         self.step = self.steps[0]
         self.state, self.frozen = create_state(
             self.values, self.phase.plan, self.phase.optimizer, sharding
@@ -121,13 +121,13 @@ def test_a_batch_in_parts_moves_batch_statistics_with_each_of_them():
     assert parts.changed() == whole.changed()
     moved = "stem.bn.mean"
     assert not np.allclose(whole.state.statistics[moved], parts.state.statistics[moved], rtol=1e-3)
-    (line,) = setup_lib.describe_parts(2, parts.tuning)
+    (line,) = describe_parts(2, parts.tuning)
     assert line.startswith("train.accumulate=2: BatchNorm uses the statistics of each part")
-    assert setup_lib.describe_parts(1, whole.tuning) == []
+    assert describe_parts(1, whole.tuning) == []
     frozen = setup_lib.prepare_tuning(
         setup_lib.prepare(config_lib.build(SMALL, {"tune.batchnorm": "frozen"}))[0]
     )
-    assert setup_lib.describe_parts(2, frozen) == []
+    assert describe_parts(2, frozen) == []
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_the_source_network_is_built_where_its_outputs_are_needed(monkeypatch, r
     tuning = setup_lib.prepare_tuning(setup)
     models = []
     monkeypatch.setattr(step, "inference_model", lambda *args: models.append(args))
-    setup_lib.train_step(setup, tuning, tuning.phases[0])
+    train_step(setup, tuning, tuning.phases[0])
     assert len(models) == built
 
 

@@ -19,7 +19,8 @@ from tlx.config import Config, OptimizerConfig, TrainConfig, TuneConfig, build
 from tlx.errors import InputError
 from tlx.lr_find import lr_find
 from tlx.models.leaves import values
-from tlx.setup import describe_drawn, prepare, prepare_tuning
+from tlx.notes import describe_drawn
+from tlx.setup import prepare, prepare_tuning
 from tlx.weights.files import read_weights, write_safetensors
 from tlx.workdir import Workdir
 

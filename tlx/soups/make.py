@@ -28,10 +28,11 @@ from tlx.files import new_folder, write_json_atomic
 from tlx.models.adapters import merged
 from tlx.models.leaves import Values, with_values
 from tlx.models.leaves import values as values_of
-from tlx.setup import Setup, prepare, prepare_tuning, statistics_step
+from tlx.setup import Setup, prepare, prepare_tuning
 from tlx.soups.config import soup_config, where
 from tlx.soups.recipe import Ingredient, Mean, Soup, greedy, uniform
 from tlx.soups.runs import Run, compare, describe_drawn, open_run
+from tlx.steps import statistics_step
 from tlx.summary import make_report, results, run_facts
 from tlx.training.checkpoint import Checkpoints, Position, save_base
 from tlx.training.mesh import replicated
