@@ -18,7 +18,7 @@ def get_config():
     config.data.max_length = 192
     config.tune.method = "full"
     config.optimizer.name = "adamw"
-    config.optimizer.lr = 5e-4
+    config.optimizer.lr = 1e-4
     config.optimizer.weight_decay = 0.01
     config.optimizer.schedule = "linear"
     config.optimizer.warmup = "10%"

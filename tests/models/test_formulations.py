@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.random import threefry_2x32
 
 from tlx.models import formulations
 from tlx.models.formulations import channel_sum, convolve, scale_channels, window_max
@@ -263,6 +264,28 @@ def test_the_kernels_gradient_needs_no_transposition():
     back = jax.make_jaxpr(lambda x, g: jax.vjp(formulations.project, x, kernel)[1](g)[1])
     found = back(x, normal(4, 8, 7)).jaxpr.pretty_print()
     assert ("transpose" in found.split("dot_general")[-1]) == (jax.default_backend() != "cpu")
+
+
+@pytest.mark.parametrize("shape", [(7,), (3, 8), (2, 3, 5), (4, 0), (64, 33, 50)])
+def test_numbers_of_16_bits_are_threefrys(shape):
+    key = jax.random.key(5)
+    found = np.asarray(formulations.random_bits16(key, shape))
+    assert (found.shape, found.dtype) == (shape, np.int32)
+    assert ((found >= 0) & (found < 2**16)).all()
+    rows, blocks = int(np.prod(shape[:-1])), -(-shape[-1] // 4)
+    count = np.arange(rows * blocks, dtype=np.uint32)
+    both = threefry_2x32(jax.random.key_data(key), np.concatenate([0 * count, count]))
+    words = np.asarray(both).reshape(2, rows, blocks)
+    parts = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    expected = np.concatenate(parts, -1)[:, : shape[-1]]
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+    if found.size > 1e5:  # uniform, and neighbours know nothing of one another
+        assert abs(found.mean() - (2**16 - 1) / 2) < 5 * 2**16 / (12 * found.size) ** 0.5
+        for axis in range(3):
+            ahead, behind = np.roll(found, 1, axis).ravel(), found.ravel()
+            assert abs(np.corrcoef(ahead, behind)[0, 1]) < 5 / found.size**0.5
+    other = formulations.random_bits16(jax.random.key(5, impl="rbg"), shape)
+    assert (other.shape, other.dtype) == (shape, np.int32)
 
 
 def test_the_norm_of_all_values_is_exact_to_rounding():

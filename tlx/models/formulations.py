@@ -22,6 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.random import threefry2x32_p
 
 Pads = Sequence[tuple[int, int]]  # before and after, of height and width
 
@@ -357,6 +358,26 @@ def _channel_sum_backward(shape: jax.Array, gradient: jax.Array) -> tuple[jax.Ar
 
 
 channel_sum.defvjp(_channel_sum_forward, _channel_sum_backward)
+
+
+def random_bits16(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Returns random int32 [..., C] from 0 to 2^16 - 1.
+
+    Of a block of Threefry (Salmon et al. 2011), 64 bits, four numbers are made; `jax.random.bits` makes one. They are the same on
+    any number of devices.
+    """
+    words = jax.random.key_data(key)
+    if words.shape != (2,):  # not Threefry's
+        return jax.random.bits(key, shape, jnp.uint16).astype(jnp.int32)
+    last = shape[-1]
+    blocks = (*shape[:-1], -(-last // 4))
+    count = jnp.zeros(blocks, jnp.uint32)
+    for axis in range(len(blocks)):  # so that each device can count its own
+        stride = jnp.uint32(math.prod(blocks[axis + 1 :]))
+        count += stride * lax.broadcasted_iota(jnp.uint32, blocks, axis)
+    words = threefry2x32_p.bind(*words, jnp.zeros_like(count), count)
+    halves = [half for word in words for half in (word & 0xFFFF, word >> 16)]
+    return jnp.concatenate(halves, -1)[..., :last].astype(jnp.int32)
 
 
 def global_norm(tree: Any) -> jax.Array:

@@ -267,13 +267,11 @@ def subkeys(key: jax.Array | None, count: int) -> Sequence[jax.Array | None]:
 def dropout(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Sets each value to zero with probability `rate` and scales the rest up (Srivastava et al. 2014).
 
-    Each value is drawn with 16 bits, two of one random number: the probability is the nearest multiple of 2^-16.
+    Each value is drawn with 16 random bits: the probability is the nearest multiple of 2^-16.
     """
     if key is None or rate <= 0:
         return x
-    pairs = jax.random.bits(key, (*x.shape[:-1], -(-x.shape[-1] // 2)), jnp.uint32)
-    drawn = lax.bitcast_convert_type(pairs, jnp.uint16).astype(jnp.int32)
-    keep = drawn.reshape(*x.shape[:-1], -1)[..., : x.shape[-1]] >= round(rate * 2**16)
+    keep = formulations.random_bits16(key, x.shape) >= round(rate * 2**16)
     return jnp.where(keep, x / jnp.asarray(1 - rate, x.dtype), 0)
 
 
