@@ -79,7 +79,7 @@ def config_of(task: str, method: str, recipe: Recipe, model: Path, data: Path, s
         "optimizer.schedule": "linear",
         "optimizer.warmup": f"{100 * recipe.warmup:g}%",
         "optimizer.clip_norm": recipe.clip,
-        "train.epochs": recipe.epochs,
+        "train.epochs": recipe.epochs[method],
         "train.batch_size": recipe.batch,
         "checkpoint.every": "0",
     }
@@ -111,7 +111,7 @@ def run(settings: argparse.Namespace, seed: int) -> dict[str, Any]:
         "split": settings.split,
         "seed": seed,
         "lr": recipe.lr[method],
-        "epochs": recipe.epochs,
+        "epochs": recipe.epochs[method],
         "batch": recipe.batch,
         "examples": recipe.examples,
         "steps": steps,

@@ -19,7 +19,7 @@ class Recipe:
     """AdamW with a linear warmup and a linear decay to zero; dropout is that of the weights' config.json."""
 
     lr: Mapping[str, float]  # by method
-    epochs: int
+    epochs: Mapping[str, int]  # by method
     batch: int
     max_length: int  # tokens, with those that the tokenizer adds
     buckets: tuple[int, ...]
@@ -28,9 +28,9 @@ class Recipe:
     warmup: float = 0.1  # of the steps
     clip: float = 1.0  # norm of the gradient
 
-    def steps(self, count: int) -> int:
+    def steps(self, method: str, count: int) -> int:
         """Returns the steps of a training on so many examples; batches go on from one epoch into the next."""
-        return -(-self.epochs * count // self.batch)
+        return -(-self.epochs[method] * count // self.batch)
 
     def padded(self, longest: int, padding: str) -> int:
         """Returns the length of a batch whose longest sequence has so many tokens."""
@@ -42,7 +42,7 @@ class Recipe:
 RECIPES = {
     "sst2": Recipe(
         lr={"full": 1e-4, "head": 3e-2, "lora": 1e-3},
-        epochs=1,
+        epochs={"full": 1, "head": 10, "lora": 1},
         batch=32,
         max_length=64,
         buckets=(16, 32, 48, 64),
@@ -51,7 +51,7 @@ RECIPES = {
     # No sentence of WNUT-17 is longer than its last bucket; those of training need the first five.
     "wnut17": Recipe(
         lr={"full": 1e-4, "head": 1e-2, "lora": 2e-3},
-        epochs=5,
+        epochs={"full": 5, "head": 20, "lora": 5},
         batch=16,
         max_length=192,
         buckets=(16, 32, 48, 64, 96, 128, 192),

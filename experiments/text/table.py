@@ -2,7 +2,7 @@
 
   python experiments/text/table.py
 
-A line for each task and method that both have: the mean of the seeds on the test file and their standard deviation (of a sample, n - 1).
+A line for each task and method: the mean of the seeds on the test file and their standard deviation (of a sample, n - 1).
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ METRICS = {"sst2": ("accuracy", "accuracy"), "wnut17": ("f1", "entity F1")}
 
 
 def percent(values: list[float]) -> str:
-    """Returns mean and deviation of shares, in percent, with each of them behind."""
+    """Returns mean and deviation of shares, in percent, with each of them behind; a line where there are none."""
+    if not values:
+        return "-"
     spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
     each = ", ".join(f"{100 * value:.1f}" for value in values)
     return f"{100 * statistics.mean(values):.1f}{spread} ({each})"
@@ -48,7 +50,7 @@ def table(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
                 )
                 for records in (ours, theirs)
             ]
-            if not all(found):
+            if not found[0]:
                 continue
             used += [record for records in found for record in records]
             first = found[0][0]

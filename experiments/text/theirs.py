@@ -163,7 +163,7 @@ def run(settings: argparse.Namespace, seed: int) -> dict[str, Any]:
     )
     make_batch = batches_of(settings, tokenizer)
     count = min(recipe.examples or len(train), len(train))
-    total = recipe.steps(count)
+    total = recipe.steps(method, count)
 
     torch.manual_seed(seed)
     model = build(task, method, settings.model, names)
@@ -184,7 +184,7 @@ def run(settings: argparse.Namespace, seed: int) -> dict[str, Any]:
         "split": settings.split,
         "seed": seed,
         "lr": lr,
-        "epochs": recipe.epochs,
+        "epochs": recipe.epochs[method],
         "batch": recipe.batch,
         "examples": count,
         "steps": total,
@@ -213,7 +213,7 @@ def timed(settings: argparse.Namespace) -> Steps:
     whole = order[: count // recipe.batch * recipe.batch].reshape(-1, recipe.batch).tolist()
     model = build(task, method, settings.model, class_names(task, settings.shared))
     if training:
-        step = training_step(model, method, recipe, recipe.lr[method], recipe.steps(count))
+        step = training_step(model, method, recipe, recipe.lr[method], recipe.steps(method, count))
     else:
         model.eval()
 
@@ -249,7 +249,7 @@ def asked() -> argparse.Namespace:
     settings.recipe = dataclasses.replace(
         recipe,
         lr={settings.method: settings.lr or recipe.lr[settings.method]},
-        epochs=settings.epochs or recipe.epochs,
+        epochs={settings.method: settings.epochs or recipe.epochs[settings.method]},
         examples=settings.examples or recipe.examples,
     )
     return settings
