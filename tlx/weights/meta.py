@@ -87,9 +87,9 @@ class TextPreprocess:
     tokenizer: str = ""  # sha256 of its tokenizer.json, 64 hexadecimal digits; "": there is none
     pad_id: int = 0  # the token that shorter texts are filled up with
     segments: bool = False  # whether the network is told which of two texts a token is of
+    content: str = dataclasses.field(default="", compare=False, repr=False)  # of tokenizer.json
     # Of an input that the network was trained on: 1, or 2 of a pair; 0: not known.
     texts: int = dataclasses.field(default=0, compare=False)
-    content: str = dataclasses.field(default="", compare=False, repr=False)  # of tokenizer.json
 
 
 Preprocess = ImagePreprocess | TextPreprocess
