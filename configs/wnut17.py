@@ -3,7 +3,8 @@
   python -m tlx.main --config=configs/wnut17.py --config.data.root=DIR
 
 DIR has train.conll, dev.conll and test.conll: a token and its tag on each line, an empty line behind each sentence. The weights come
-from the hub; a folder does as well (--config.model.weights=DIR). The recipe is that of experiments/text.
+from the hub; a folder does as well (--config.model.weights=DIR). The recipe is that of experiments/text:
+F1 0.442 ± 0.005 of the entities of test (three seeds).
 """
 
 from tlx.config import defaults

@@ -336,9 +336,11 @@ def test_a_trained_tagger_predicts_what_was_evaluated(tmp_path, fields):
     config = fields("tags", task="tagging") | {
         "data.source": "conll",
         "data.root": str(tmp_path),
-        "train.steps": 20,
+        "model.dropout": 0.0,
+        "train.steps": 40,
         "train.batch_size": 7,
         "optimizer.name": "adamw",
+        "optimizer.lr": 1e-2,
     }
     summary = tlx.finetune(config, tmp_path / "run")
     records = tlx.predict(tmp_path / "run", tmp_path / "test.conll")
