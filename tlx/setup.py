@@ -30,10 +30,7 @@ from tlx.tasks import Evaluation, LossOptions, Task, get_task
 from tlx.training.loop import Cadence
 from tlx.training.mesh import check_batch_size, make_mesh, place_batch
 from tlx.training.resume import StoredModel
-from tlx.training.step import (
-    EvalStep,
-    make_eval_step,
-)
+from tlx.training.step import EvalStep, make_eval_step
 from tlx.tuning import auto
 from tlx.tuning.adapters import with_adapters
 from tlx.tuning.average import Average, parse_average

@@ -17,6 +17,7 @@ from recipe import METHODS, RECIPES
 from tlx.files import write_text_atomic
 
 HERE = Path(__file__).parent
+NAMES = ("task", "method", "split", "lr", "epochs")
 METRICS = {"sst2": ("accuracy", "accuracy"), "wnut17": ("f1", "entity F1")}
 
 
@@ -30,22 +31,19 @@ def percent(values: list[float]) -> str:
 
 
 def table(ours: list[dict[str, Any]], theirs: list[dict[str, Any]]) -> str:
-    """Returns the lines, of the records on the test files."""
+    """Returns the lines, of the records on the test files by the recipe."""
     lines = [
         "| task | metric | method | trained | learning rate | epochs | tlx, % (seeds) | PyTorch, % (seeds) |",
         "|---|---|---|---|---|---|---|---|",
     ]
     used = []
-    for task in RECIPES:
+    for task, recipe in RECIPES.items():
         metric, title = METRICS[task]
         for method in METHODS:
+            wanted = (task, method, "test", recipe.lr[method], recipe.epochs[method])
             found = [
                 sorted(
-                    (
-                        r
-                        for r in records
-                        if (r["task"], r["method"], r["split"]) == (task, method, "test")
-                    ),
+                    (r for r in records if tuple(r[name] for name in NAMES) == wanted),
                     key=lambda record: record["seed"],
                 )
                 for records in (ours, theirs)

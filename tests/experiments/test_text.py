@@ -47,8 +47,8 @@ def test_batches_are_padded_to_the_longest_or_to_a_bucket(module):
     recipe = module("recipe").RECIPES["sst2"]
     assert [recipe.padded(n, "buckets") for n in (1, 16, 17, 64)] == [16, 16, 32, 64]
     assert recipe.padded(17, "longest") == 17
-    assert recipe.steps(20_000) == 625
-    assert module("recipe").RECIPES["wnut17"].steps(3_394) == 1_061
+    assert recipe.steps("full", 20_000) == 625
+    assert module("recipe").RECIPES["wnut17"].steps("full", 3_394) == 1_061
 
 
 @pytest.mark.parity

@@ -213,7 +213,7 @@ def texts_of_an_input(examples: Any) -> int:
 
 def _check_number_of_texts(examples: Examples, preprocess: TextPreprocess) -> None:
     found = texts_of_an_input(examples)
-    if found in (0, preprocess.texts) or not preprocess.texts:
+    if 0 in (found, preprocess.texts) or found == preprocess.texts:
         return
     if found == 2:
         raise InputError(

@@ -8,6 +8,7 @@ import jax
 from flax import nnx
 
 from tlx.models.base import Model, Rates
+from tlx.models.formulations import project
 from tlx.models.layers import (
     BatchNorm,
     Conv,
@@ -91,7 +92,8 @@ class MapLinear(Layer):
 
     def project(self, x: jax.Array, kernel: jax.Array) -> jax.Array:
         """Maps [B, h, w, C] to [B, out]."""
-        return x.reshape(x.shape[0], -1) @ kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype)
+        flat = kernel.reshape(-1, kernel.shape[-1]).astype(x.dtype)
+        return project(x.reshape(x.shape[0], -1), flat)
 
 
 class PreLogits(nnx.Module):
